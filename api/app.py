@@ -1,0 +1,62 @@
+"""The application: health and the recommendation query, on the same functions as the command line.
+
+Run it with `uvicorn --factory fa_tuner_api:create_app`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from fa_tuner.domain.measurement import PRESETS
+from fa_tuner.recommend.question import Question, recommend
+from fa_tuner.report.documents import recommendation_document
+from fa_tuner.settings import StoreSettings, load, requirement
+from fa_tuner.store.repository import Store
+
+from .problems import install_problem_handlers
+
+
+class RecommendationQuery(BaseModel):
+    """Which selectors for this model and workload? A field left out matches any value."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1, max_length=4096, description="as given to `fa-tune run --model`")
+    min_psnr: float | None = Field(None, ge=0, le=100, description="dB; default: what each study asked for")
+    quality: Literal["recommended", "good", "strict"] | None = Field(None, description=f"preset: {', '.join(PRESETS)}")
+    constraint: list[str] = Field(default_factory=list, max_length=16, description="such as ssim>=0.95")
+    aggregate: Literal["worst", "mean"] = "worst"
+    dtype: Literal["fp8", "mxfp8", "mxfp4"] | None = None
+    steps: int | None = Field(None, ge=1, le=1000)
+    height: int | None = Field(None, ge=1, le=8192)
+    width: int | None = Field(None, ge=1, le=8192)
+    frames: int | None = Field(None, ge=1, le=2048)
+
+
+def create_app(settings: StoreSettings | None = None) -> FastAPI:
+    """`settings` default to the environment's (`FA_TUNE_STORAGE`). The store is opened for each request."""
+    chosen = settings or load(StoreSettings, {})
+    app = FastAPI(title="fa-tune", description="Which skip selectors for this model and workload?", version="1")
+    install_problem_handlers(app)
+
+    def opened() -> Any:
+        with Store.open(chosen.url) as store:
+            yield store
+
+    @app.get("/healthz", summary="Whether the service runs; asks no database")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/api/v1/recommendations", summary="The recommended policy with its evidence")
+    def recommendations(
+        query: Annotated[RecommendationQuery, Query()], store: Annotated[Store, Depends(opened)]
+    ) -> dict[str, Any]:
+        wanted = requirement(query.min_psnr, query.quality, query.constraint, query.aggregate)
+        # a client's model is compared with what is stored, never looked up as a path of this machine
+        question = Question(query.model, wanted, query.dtype, query.steps, query.height, query.width, query.frames)
+        return recommendation_document(recommend(store, question))
+
+    return app

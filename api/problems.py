@@ -1,0 +1,40 @@
+"""Errors as RFC 9457 problem documents, from the project's own table."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from fa_tuner.domain.errors import FaTuneError, outcome
+
+
+def problem(status: int, kind: str, detail: str) -> JSONResponse:
+    document = {"type": f"urn:fa-tune:{kind}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(document, status, media_type="application/problem+json")
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    """One shape of error for everything that the application answers."""
+
+    @app.exception_handler(FaTuneError)
+    def _own(_request: Request, error: FaTuneError) -> JSONResponse:
+        _, status, kind = outcome(type(error))
+        return problem(status, kind, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return problem(422, "invalid-request", f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        response = problem(
+            error.status_code, HTTPStatus(error.status_code).name.lower().replace("_", "-"), error.detail
+        )
+        response.headers.update(error.headers or {})
+        return response

@@ -1,0 +1,85 @@
+"""`fa-tune config` and `fa-tune doctor`: what is set, and what this machine can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Json, given
+
+
+def config(
+    study_file: Annotated[Path | None, typer.Option("--study-file", show_default=False)] = None,
+    json_: Json = False,
+) -> None:
+    """Show every setting, its value, and where it comes from."""
+    from rich.table import Table
+
+    from fa_tuner.settings import RunSettings, load_run_settings, sources
+
+    from .render import console, print_json
+
+    flags = given({"study_file": study_file})
+    settings = load_run_settings(flags)
+    origin = sources(flags, settings)
+    values = settings.model_dump(mode="json")
+    values["storage"] = _without_password(settings.url)
+    values["artifacts"] = _without_password(settings.artifact_root)
+    if json_:
+        print_json({name: {"value": value, "from": origin[name]} for name, value in values.items()})
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("setting", "value", "from", "what it is"):
+        table.add_column(column, no_wrap=column != "what it is")
+    for name, value in values.items():
+        shown = "" if value is None or value == [] or value == {} else str(value)
+        table.add_row(name, shown, origin[name], RunSettings.model_fields[name].description or "")
+    console().print(table)
+
+
+def doctor(json_: Json = False) -> None:
+    """Say which engines can run here, and why not."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    from rich.table import Table
+
+    from fa_tuner.domain.errors import FaTuneError
+    from fa_tuner.engines.registry import engine_class, engine_names
+
+    from .render import console, print_json
+
+    rows: list[dict[str, str]] = []
+    for name in engine_names():
+        try:
+            reason = engine_class(name).unavailable_because()
+        except FaTuneError as error:
+            reason = str(error)
+        rows.append({"what": f"engine {name}", "verdict": "cannot" if reason else "works", "detail": reason or ""})
+    for package in ("torch", "diffusers", "transformers", "optuna", "torch-npu", "vllm-omni", "vllm", "mindiesd"):
+        try:
+            rows.append({"what": package, "verdict": "installed", "detail": version(package)})
+        except PackageNotFoundError:
+            rows.append({"what": package, "verdict": "absent", "detail": ""})
+    rows.append({"what": "python", "verdict": "installed", "detail": platform.python_version()})
+    if json_:
+        print_json(rows)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("what", "verdict", "detail"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row.values())
+    console().print(table)
+
+
+def _without_password(url: str) -> str:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url

@@ -1,0 +1,190 @@
+"""Results as tables on stdout."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fa_tuner.domain.measurement import IDENTICAL_DB
+from fa_tuner.recommend.choice import Candidate, candidates, ranked
+from fa_tuner.report.documents import front_of, policy_document, result_document
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fa_tuner.domain.study import Evaluation, Recommendation, Study
+    from fa_tuner.tuning import Plan, TuneRequest
+
+__all__ = ["plan_document", "print_json", "render_plan", "render_result", "result_document"]
+
+
+def console() -> Console:
+    """Stdout; wide where it is not a terminal, so that no cell of a piped table is cut."""
+    out = Console(highlight=False, markup=False)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=160)
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))  # noqa: T201
+
+
+def decibels(value: float) -> str:
+    """A PSNR; two identical videos have none."""
+    return "identical" if value >= IDENTICAL_DB else f"{value:.2f} dB"
+
+
+def render_result(study: Study, evaluations: list[Evaluation]) -> None:
+    """The front of a study, the user's own policies, and the recommended one."""
+    out = console()
+    front = front_of(study, evaluations)
+    order = ranked(candidates(evaluations), study.spec.requirement)
+    chosen = order[0] if order else None
+    out.print(_heading(study, evaluations))
+    out.print(_table(study, "Pareto front", front, chosen))
+    own = [c for c in candidates(evaluations) if c.evaluation.origin == "try"]
+    if own:
+        out.print(_table(study, "your own policies (--try)", own, chosen))
+    if chosen is not None:
+        policy = chosen.policy
+        out.print(
+            f'recommended: {policy.dtype}, skip_steps "{policy.skip_steps}", skip_layers "{policy.skip_layers}": '
+            f"gain {chosen.measurement.latency.gain:.1%} ({_source(study)}), "
+            f"{chosen.measurement.psnr_db(study.spec.requirement.aggregate):.2f} dB"
+            f"{_holdout(chosen, study)}"
+        )
+        out.print(f"export it: fa-tune export {study.spec.name} -o deploy.yaml")
+
+
+def _heading(study: Study, evaluations: list[Evaluation]) -> str:
+    spec, work = study.spec, study.spec.workload
+    failed = sum(e.failed for e in evaluations)
+    floor = decibels(study.baseline.noise_floor_db) if study.baseline else "not measured"
+    measured = sum(not e.policy.is_native for e in evaluations) - failed
+    return "\n".join(
+        (
+            f"study      {spec.name}: {study.state}" + (f" ({study.reason})" if study.reason else ""),
+            f"model      {work.model}",
+            f"workload   {work.task}, {work.width}x{work.height}, {work.frames} frames, {work.steps} steps, guidance "
+            f"{work.guidance:g}; {len(work.cases)} cases searched, {len(work.holdout_cases)} held out",
+            f"engine     {spec.environment['engine']} on {spec.environment['device']}, "
+            f"operator {spec.environment['operator']}",
+            f"latency    {_source(study)}; relative to native",
+            f"asked for  {spec.requirement}; noise floor: {floor}",
+            f"measured   {measured} quantized policies" + (f", {failed} failed" if failed else ""),
+        )
+    )
+
+
+def _source(study: Study) -> str:
+    spec = study.spec
+    return f"projected from profile {spec.latency_profile}" if spec.latency_profile else spec.latency_source
+
+
+def _holdout(candidate: Candidate, study: Study) -> str:
+    met = candidate.holdout_met(study.spec.requirement)
+    return {None: ", not checked on held-out prompts", True: ", held-out prompts pass", False: ""}[met]
+
+
+def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidate | None) -> Table:
+    spec = study.spec
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in ("skip steps", "skip layers", "quantized", f"gain ({spec.latency_source})", "±"):
+        table.add_column(name, justify="left" if name.startswith("skip") else "right", no_wrap=True)
+    for name in ("PSNR dB worst", "mean", "SSIM worst", "held out", "meets", "from"):
+        table.add_column(name, justify="right" if name[0] in "PmS" and name != "meets" else "left", no_wrap=True)
+    for candidate in rows:
+        measured, policy = candidate.measurement, candidate.policy
+        ssim = min(case.metrics["ssim"] for case in measured.cases)
+        met = spec.requirement.met_by(measured.cases)
+        table.add_row(
+            "*" if candidate is chosen or (chosen and policy == chosen.policy) else "",
+            "native" if policy.is_native else f'"{policy.skip_steps}"',
+            "" if policy.is_native else f'"{policy.skip_layers}"',
+            f"{policy.share(spec.grid):.0%}",
+            f"{measured.latency.gain:.2%}",
+            f"{measured.latency.spread:.2%}" if measured.latency.repeats else "",
+            decibels(measured.psnr_db("worst")).removesuffix(" dB"),
+            decibels(measured.psnr_db("mean")).removesuffix(" dB"),
+            f"{ssim:.4f}",
+            {None: "", True: "pass", False: "fail"}[candidate.holdout_met(spec.requirement)],
+            "" if policy.is_native else "yes" if met else "no",
+            candidate.evaluation.origin,
+        )
+    return table
+
+
+def render_recommendation(recommendation: Recommendation) -> None:
+    out, policy, measured = console(), recommendation.policy, recommendation.measurement
+    spec, latency = recommendation.study.spec, recommendation.measurement.latency
+    seconds = f", {latency.seconds:.3f} s" if latency.seconds is not None else ""
+    out.print(f"model        {spec.workload.model}")
+    out.print(f"study        {spec.name} ({recommendation.study.updated:%Y-%m-%d})")
+    out.print(f"dtype        {policy.dtype}")
+    out.print(f'skip_steps   "{policy.skip_steps}"')
+    out.print(f'skip_layers  "{policy.skip_layers}"')
+    out.print(f"latency      gain {latency.gain:.2%} over native{seconds}, {_source(recommendation.study)}")
+    out.print(f"PSNR         {measured.psnr_db('worst'):.2f} dB worst prompt, {measured.psnr_db('mean'):.2f} dB mean")
+    out.print(f"asked for    {recommendation.requirement}")
+    out.print(f"holds for    {spec.workload.steps} steps, {spec.workload.width}x{spec.workload.height}, "
+              f"{spec.workload.frames} frames, guidance {spec.workload.guidance:g}")  # fmt: skip
+    for note in recommendation.notes:
+        out.print(f"note         {note}")
+
+
+def render_studies(rows: list[tuple[Study, int]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("study", "state", "policies", "dtype", "asked for", "latency", "model", "updated"):
+        table.add_column(name, no_wrap=True)
+    for study, count in rows:
+        spec = study.spec
+        table.add_row(
+            spec.name, study.state, f"{count}/{study.target}", spec.dtype,
+            ", ".join(map(str, spec.requirement.constraints)), spec.latency_source, spec.workload.model,
+            f"{study.updated:%Y-%m-%d %H:%M}",
+        )  # fmt: skip
+    console().print(table if rows else "no study yet; `fa-tune run --model ...` makes one")
+
+
+def render_trials(study: Study, evaluations: list[Evaluation]) -> None:
+    out = console()
+    out.print(_heading(study, evaluations))
+    measured = sorted(candidates(evaluations), key=lambda c: c.evaluation.number)
+    order = ranked(measured, study.spec.requirement)
+    out.print(_table(study, "policies in the order they were measured", measured, order[0] if order else None))
+    for evaluation in evaluations:
+        if evaluation.failed:
+            out.print(f"failed: {evaluation.policy}: {evaluation.reason}")
+
+
+def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
+    return {
+        "study": request.study,
+        "model": request.workload.model,
+        "engine": request.engine,
+        "environment": made.description.environment,
+        "latency": "projected" if request.profile or made.description.latency == "projected" else "measured",
+        "policies": made.policies,
+        "policies_possible": made.space,
+        "generations": {**made.generations_by_phase, "total": sum(made.generations_by_phase.values())},
+        "seconds_a_generation": made.seconds_a_generation,
+        "workload": request.workload.document(),
+        "tries": [policy_document(p, made.description.grid) for p in made.tries],
+    }
+
+
+def render_plan(request: TuneRequest, made: Plan) -> None:
+    out = console()
+    out.print(f"study {request.study} on {made.description.pipeline}, {made.description.grid}: "
+              f"{made.policies} of {made.space:,} policies")  # fmt: skip
+    for phase, count in made.generations_by_phase.items():
+        out.print(f"{count:6d} generations  {phase}")
+    total = sum(made.generations_by_phase.values())
+    out.print(f"{total:6d} generations  in all")
+    minutes = total * made.seconds_a_generation / 60
+    out.print(
+        f"about {minutes:.1f} minutes, at {made.seconds_a_generation:.2f} s for one native generation, timed just now"
+    )

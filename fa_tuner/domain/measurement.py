@@ -1,0 +1,198 @@
+"""What is concluded from generations: quality by case, latency with its source, the coverage proof."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fa_tuner.domain.errors import UsageError
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.workload import Case
+
+IDENTICAL_DB = 100.0  # stands for the infinite PSNR of identical frames
+LatencySource = Literal["measured", "fitted", "projected"]
+Aggregate = Literal["worst", "mean"]
+
+HIGHER_IS_BETTER = ("psnr_db", "worst_frame_psnr_db", "ssim", "cosine_similarity")
+LOWER_IS_BETTER = ("mae", "mse", "rmse", "max_abs", "l2", "relative_l2")
+METRICS = HIGHER_IS_BETTER + LOWER_IS_BETTER
+
+
+def psnr_of_mse(mse: float) -> float:
+    """PSNR in dB of a mean squared error of uint8 samples; identical frames give `IDENTICAL_DB`.
+
+    Raises:
+        ValueError: `mse` is no finite number.
+    """
+    if not math.isfinite(mse):
+        raise ValueError(f"mean squared error is {mse}; it must be a finite number")
+    return IDENTICAL_DB if mse <= 0 else min(IDENTICAL_DB, 10 * math.log10(255.0**2 / mse))
+
+
+@dataclass(frozen=True)
+class CaseQuality:
+    """A candidate's frames against the baseline's, for one case. `metrics` has a finite number for each of
+    `METRICS`; `identical` says that not one sample differs (then PSNR is `IDENTICAL_DB`)."""
+
+    case: Case
+    metrics: Mapping[str, float]
+    identical: bool = False
+
+    def __post_init__(self) -> None:
+        for name in METRICS:
+            value = self.metrics.get(name)
+            if value is None or not math.isfinite(value):
+                raise ValueError(
+                    f"metric {name} is {value} for prompt {self.case.prompt[:40]!r}; it must be a finite number"
+                )
+
+
+def aggregate(cases: Iterable[CaseQuality], metric: str, how: Aggregate) -> float:
+    """One number over the cases: the worst, or the mean (for PSNR that of the squared error, then dB)."""
+    seen = tuple(cases)
+    values = [quality.metrics[metric] for quality in seen]
+    if how == "worst":
+        return min(values) if metric in HIGHER_IS_BETTER else max(values)
+    if metric == "psnr_db":
+        return psnr_of_mse(math.fsum(quality.metrics["mse"] for quality in seen) / len(values))
+    return math.fsum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Denoising time of a policy.
+
+    `relative` is that of the native policy under the same conditions taken as 1 (gain = 1 - relative);
+    `seconds` is absent where only a ratio is known (a projection onto another workload). `spread` is the
+    relative half-width of what repeats showed (0 where nothing was repeated).
+    """
+
+    relative: float
+    source: LatencySource
+    seconds: float | None = None
+    spread: float = 0.0
+    repeats: int = 0
+    end_to_end_seconds: float | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("relative", self.relative), ("seconds", self.seconds), ("end_to_end_seconds", self.end_to_end_seconds),
+        ):  # fmt: skip
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"latency {name} is {value}; it must be a finite number above 0")
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise ValueError(f"latency spread is {self.spread}; it must be a finite number, 0 or above")
+
+    @property
+    def gain(self) -> float:
+        return 1.0 - self.relative
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What the call counter proved: attention calls seen, by dtype, over all cases of a measurement."""
+
+    quantized_calls: int
+    native_calls: int
+    expected_quantized_calls: int
+    proven: bool
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on an aggregated metric."""
+
+    metric: str
+    op: Literal[">=", "<="]
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Constraint:
+        """Read "psnr_db>=30" or "mae<=3".
+
+        Raises:
+            UsageError: an unknown metric, the wrong direction for it, or a value that is no finite number.
+        """
+        match = re.fullmatch(r"\s*([a-z0-9_]+)\s*(>=|<=)\s*([-+.0-9eE]+)\s*", text, re.ASCII)
+        if match is None:
+            raise UsageError(
+                f"constraint {text[:60]!r} is not of the form metric>=value, such as psnr_db>=30 or mae<=3"
+            )
+        metric, op, number = match.groups()
+        if metric not in METRICS:
+            raise UsageError(f"constraint on unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+        wanted = ">=" if metric in HIGHER_IS_BETTER else "<="
+        if op != wanted:
+            raise UsageError(f"constraint {text.strip()!r} points the wrong way; {metric} takes {wanted}")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UsageError(f"constraint {text.strip()!r}: {number!r} is not a number") from None
+        if not math.isfinite(value):
+            raise UsageError(f"constraint {text.strip()!r}: the bound must be finite")
+        return cls(metric, ">=" if wanted == ">=" else "<=", value)
+
+    def violation(self, value: float) -> float:
+        """How far `value` misses the bound, in the metric's own unit; 0 or below where it holds."""
+        return self.value - value if self.op == ">=" else value - self.value
+
+    def __str__(self) -> str:
+        short = f"{self.value:g}"
+        return f"{self.metric}{self.op}{short if float(short) == self.value else repr(self.value)}"
+
+
+# vllm_omni.quantization.tools.compare_diffusion_trajectory_similarity, metric_guidance(); a metric without a
+# value in a preset is not constrained.
+PRESETS: dict[str, tuple[Constraint, ...]] = {
+    "recommended": tuple(
+        map(Constraint.parse, ("psnr_db>=20", "mae<=12", "cosine_similarity>=0.98", "relative_l2<=0.20"))
+    ),
+    "good": tuple(map(Constraint.parse, ("psnr_db>=25", "mae<=6"))),
+    "strict": tuple(map(Constraint.parse, ("psnr_db>=30", "mae<=3", "cosine_similarity>=0.995", "relative_l2<=0.08"))),
+}
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """All constraints, and how cases are aggregated before they are checked."""
+
+    constraints: tuple[Constraint, ...]
+    aggregate: Aggregate = "worst"
+
+    def violations(self, cases: Iterable[CaseQuality]) -> dict[str, float]:
+        """By constraint as written; 0 or below where it holds."""
+        seen = tuple(cases)
+        return {str(c): c.violation(aggregate(seen, c.metric, self.aggregate)) for c in self.constraints}
+
+    def met_by(self, cases: Iterable[CaseQuality]) -> bool:
+        return all(value <= 0 for value in self.violations(cases).values())
+
+    @property
+    def min_psnr(self) -> float | None:
+        """The strictest PSNR bound, in dB, if there is one."""
+        return max((c.value for c in self.constraints if c.metric == "psnr_db"), default=None)
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.constraints))} ({self.aggregate} prompt)"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All that was measured of one policy. `holdout` is empty until the policy was checked on held-out prompts.
+    `seconds` is the wall-clock cost of measuring it."""
+
+    policy: SkipPolicy
+    latency: Latency
+    cases: tuple[CaseQuality, ...]
+    coverage: Coverage
+    holdout: tuple[CaseQuality, ...] = ()
+    seconds: float = 0.0
+    peak_memory_mb: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def psnr_db(self, how: Aggregate = "worst") -> float:
+        return aggregate(self.cases, "psnr_db", how)

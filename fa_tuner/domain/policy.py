@@ -1,0 +1,93 @@
+"""What is asked of an engine: a dtype, and which steps and layers stay native."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fa_tuner.domain.errors import UsageError
+from fa_tuner.domain.selector import SkipSelector
+
+NATIVE = "native"
+DTYPES = ("fp8", "mxfp8", "mxfp4")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells that a policy decides: `steps` denoising steps by the eligible `layers` (block indices)."""
+
+    steps: int
+    layers: tuple[int, ...]
+
+    @property
+    def layer_bound(self) -> int:
+        """One above the highest layer index."""
+        return max(self.layers) + 1
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps x {len(self.layers)} layers"
+
+
+@dataclass(frozen=True)
+class SkipPolicy:
+    """A dtype for self-attention, and the steps and layers kept native (their union: a call is native if its
+    step or its layer is skipped). The quantized cells are therefore always a rectangle."""
+
+    dtype: str = NATIVE
+    skip_steps: SkipSelector = field(default_factory=SkipSelector)
+    skip_layers: SkipSelector = field(default_factory=SkipSelector)
+
+    def __post_init__(self) -> None:
+        if self.dtype != NATIVE and self.dtype not in DTYPES:
+            raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+
+    @classmethod
+    def parse(cls, text: str, dtype: str, grid: Grid) -> SkipPolicy:
+        """Read "STEPS/LAYERS", such as "0,1,38,39/0-2"; either side may be empty.
+
+        Raises:
+            SelectorError, UsageError: with what is wrong and where.
+        """
+        steps, slash, layers = text.partition("/")
+        if not slash:
+            raise UsageError(f'policy {text[:80]!r} has no "/"; write STEPS/LAYERS, such as "0,1/0-2" or "/0-2"')
+        return cls(
+            dtype,
+            SkipSelector.parse(steps, grid.steps, "step"),
+            SkipSelector.parse(layers, grid.layer_bound, "layer"),
+        ).on(grid)
+
+    def on(self, grid: Grid) -> SkipPolicy:
+        """The policy in canonical form: one that quantizes no cell of the grid is the native policy."""
+        if self.dtype == NATIVE or not self.quantized_steps(grid) or not self.quantized_layers(grid):
+            return SkipPolicy()
+        return self
+
+    @property
+    def is_native(self) -> bool:
+        return self.dtype == NATIVE
+
+    def quantizes(self, step: int, layer: int) -> bool:
+        return not self.is_native and step not in self.skip_steps and layer not in self.skip_layers
+
+    def quantized_steps(self, grid: Grid) -> tuple[int, ...]:
+        return tuple(step for step in range(grid.steps) if step not in self.skip_steps)
+
+    def quantized_layers(self, grid: Grid) -> tuple[int, ...]:
+        return tuple(layer for layer in grid.layers if layer not in self.skip_layers)
+
+    def share(self, grid: Grid) -> float:
+        """The share of the grid's cells that run quantized, 0 to 1."""
+        if self.is_native:
+            return 0.0
+        cells = len(self.quantized_steps(grid)) * len(self.quantized_layers(grid))
+        return cells / (grid.steps * len(grid.layers))
+
+    @property
+    def key(self) -> str:
+        """A stable name, unique among canonical policies: "fp8:0,1/0-2"."""
+        return NATIVE if self.is_native else f"{self.dtype}:{self.skip_steps}/{self.skip_layers}"
+
+    def __str__(self) -> str:
+        if self.is_native:
+            return NATIVE
+        return f'{self.dtype}, skip steps "{self.skip_steps}", layers "{self.skip_layers}"'

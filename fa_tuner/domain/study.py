@@ -1,0 +1,94 @@
+"""A study and its evaluations, as they are stored and as they are recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from fa_tuner.domain.measurement import CaseQuality, LatencySource, Measurement, Requirement
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.workload import Workload
+
+Origin = Literal["baseline", "anchor", "try", "preset", "sampler"]
+StudyState = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """What a study is: fixed when it is created. `environment` is `engines.base.Description.environment`;
+    `latency_profile` is the device profile's name where latency is projected."""
+
+    name: str
+    workload: Workload
+    dtype: str
+    requirement: Requirement
+    sampler: str
+    sampler_seed: int
+    environment: Mapping[str, Any]
+    latency_source: LatencySource
+    latency_profile: str | None = None
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.environment["steps"], tuple(self.environment["layers"]))
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The native run, twice. `noise_floor_db` is the worst case's PSNR of the second run against the first
+    (100 dB where they are identical); `native_seconds` the denoising time summed over the searched cases."""
+
+    noise_floor_db: float
+    native_seconds: float
+    native_end_to_end_seconds: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """A stored study. `reason` says why it stopped."""
+
+    spec: StudySpec
+    state: StudyState
+    created: datetime
+    updated: datetime
+    target: int = 0
+    reason: str = ""
+    baseline: Baseline | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy of one study, measured once. A failed one has no measurement but a reason.
+    `number` counts from 0 in the order of evaluation."""
+
+    policy: SkipPolicy
+    origin: Origin
+    number: int
+    measurement: Measurement | None = None
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return self.measurement is None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One measured policy that answers a question, with its evidence."""
+
+    study: Study
+    evaluation: Evaluation
+    measurement: Measurement
+    requirement: Requirement
+    holdout_met: bool | None = None  # None where no held-out prompt was generated
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    @property
+    def policy(self) -> SkipPolicy:
+        return self.measurement.policy
+
+    @property
+    def holdout(self) -> tuple[CaseQuality, ...]:
+        return self.measurement.holdout

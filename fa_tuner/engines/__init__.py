@@ -1,0 +1,1 @@
+"""Who generates: the engine contract and its implementations, found through entry points."""

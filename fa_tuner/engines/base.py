@@ -1,0 +1,110 @@
+"""The engine contract: describe, generate under a policy, close."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from fa_tuner.domain.measurement import CaseQuality
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.workload import Case, Workload, fingerprint_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Frames = npt.NDArray[np.uint8]  # [frames, height, width, 3], RGB
+
+CellCall = tuple[int, int, str]  # step index, layer index, dtype ("native" or a quantized one)
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an engine offers for one workload.
+
+    `calls_per_cell` is the number of self-attention calls that one generation makes in each (step, layer).
+    `latency` says what kind of time its generations can give: `measured` only where quantized kernels really
+    run. `operator` says which arithmetic the quantized calls use.
+    """
+
+    engine: str
+    grid: Grid
+    calls_per_cell: int
+    dtypes: tuple[str, ...]
+    latency: Literal["measured", "projected"]
+    operator: Literal["real", "emulated", "replayed"]
+    device: str
+    pipeline: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What must not change within a study, as plain JSON values."""
+        return {
+            "engine": self.engine, "device": self.device, "operator": self.operator, "pipeline": self.pipeline,
+            "steps": self.grid.steps, "layers": list(self.grid.layers), "calls_per_cell": self.calls_per_cell,
+            "versions": dict(self.versions),
+        }  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.environment)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came out of one run.
+
+    `frames` is uint8 RGB [frames, height, width, 3]; an engine that answers from a record has none and gives
+    `recorded` quality against its baseline instead. `calls` counts self-attention calls by (step, layer,
+    dtype); `cross_attention_quantized` must stay 0. Times are wall-clock seconds, synchronized.
+    """
+
+    frames: Frames | None
+    calls: Counter[CellCall]
+    denoise_seconds: float
+    end_to_end_seconds: float
+    phases: Mapping[str, float] = field(default_factory=dict)
+    cross_attention_quantized: int = 0
+    peak_memory_mb: float | None = None
+    recorded: CaseQuality | None = None
+
+
+class Engine(ABC):
+    """A loaded model that generates under any policy. One instance serves a whole study; not thread-safe."""
+
+    @classmethod
+    @abstractmethod
+    def unavailable_because(cls) -> str | None:
+        """Why this engine cannot run on this machine, with what to install; None where it can. Loads nothing heavy."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, workload: Workload, options: Mapping[str, Any]) -> Engine:
+        """Load the model once.
+
+        Raises:
+            NotFoundError: there is no such model or file.
+            UnsupportedModelError: the selectors cannot work on it, and why.
+            UsageError: an option that this engine does not know.
+            EngineError: it cannot be loaded here.
+        """
+
+    @abstractmethod
+    def describe(self) -> Description: ...
+
+    @abstractmethod
+    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+        """Run the workload once.
+
+        Raises:
+            EngineError: the run failed; the engine can still be used.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what was loaded. Safe to call twice."""

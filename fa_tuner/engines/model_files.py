@@ -1,0 +1,103 @@
+"""A diffusers model before it is loaded: does it exist, is it whole, which pipeline is it, which weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from fa_tuner.domain.errors import EngineError, NotFoundError, UsageError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HASH_WHOLE_BELOW = 64 * 2**20
+_INDEX = "model_index.json"
+
+
+def locate(model: str, revision: str | None) -> Path:
+    """The local folder of a path or of a Hugging Face id (fetched, or taken from the hub's cache).
+
+    Raises:
+        NotFoundError: neither a folder here nor a model there.
+        EngineError: the hub cannot be reached and the model is not in its cache.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UsageError(f"model {model} is a file; give the folder of a diffusers pipeline (it holds {_INDEX})")
+    if not _HUB_ID.fullmatch(model):
+        raise NotFoundError(
+            f"model {model[:200]} does not exist; give a folder, or a hub id such as Wan-AI/Wan2.2-T2V-A14B-Diffusers"
+        )
+    return _fetch(model, revision)
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.msgpack", "*.onnx"]))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise NotFoundError(
+            f"model {model} (revision {revision or 'main'}) is no folder here and not on the hub"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise EngineError(
+            f"model {model} is no folder here and the hub cannot be reached ({type(error).__name__}); "
+            "check the path, or download it first and give its folder"
+        ) from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`, after a look that every component it names is there.
+
+    Raises:
+        UsageError: no diffusers folder, or it lacks a part.
+    """
+    try:
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{folder} is not a diffusers model: it has no {_INDEX}; original Wan checkpoints must be converted, "
+            "or take the repository whose name ends in -Diffusers"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / _INDEX} cannot be read as JSON: {error}") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise UsageError(f"{folder / _INDEX} names no pipeline class")
+    for name, part in index.items():
+        if isinstance(part, list) and len(part) == 2 and part[0] is not None:
+            _check_part(folder, name)
+    return index
+
+
+def _check_part(folder: Path, name: str) -> None:
+    part = folder / name
+    if not part.is_dir():
+        raise UsageError(f"{folder} lacks its part {name}/, which {_INDEX} names; copy or download the whole model")
+    wants_weights = (part / "config.json").is_file() and not name.startswith(("scheduler", "tokenizer"))
+    if wants_weights and not any(part.glob("*.safetensors")) and not any(part.glob("*.bin")):
+        raise UsageError(f"{part} has a configuration but no weights (*.safetensors); copy or download the whole model")
+
+
+def weights_digest(folder: Path) -> str:
+    """16 hexadecimal digits that change when a configuration or weight file does.
+
+    Small files are hashed whole, of large ones the size and the first 4 MiB (the safetensors header with
+    every tensor's name, type and place, and some of the values).
+    """
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}:{size}:".encode())
+        with path.open("rb") as file:
+            digest.update(file.read() if size < _HASH_WHOLE_BELOW else file.read(4 * 2**20))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,45 @@
+"""The conditioning picture of an image-to-video workload."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fa_tuner.domain.errors import DocumentError, NotFoundError
+
+MAX_PIXELS = 64_000_000
+
+
+def open_picture(path: Path) -> Any:
+    """An RGB PIL image.
+
+    Raises:
+        NotFoundError: there is no such file.
+        DocumentError: no picture, a truncated one, or one of more than `MAX_PIXELS` (checked before decoding).
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # our own bound, below, is the one that counts
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DocumentError(
+                        f"picture {path} has {width} x {height} pixels; at most {MAX_PIXELS:,} are taken"
+                    )
+                return image.convert("RGB")
+    except FileNotFoundError:
+        raise NotFoundError(f"picture {path} does not exist") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DocumentError(f"picture {path} cannot be read: {error}") from error
+
+
+def picture_digest(path: Path) -> str:
+    """SHA-256 of the file's bytes, in hexadecimal; the same errors as `open_picture`."""
+    open_picture(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,142 @@
+"""Policies to measurements, on one open engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, Coverage, Latency, Measurement
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.study import Baseline
+from fa_tuner.domain.workload import Case, Workload
+from fa_tuner.engines.base import Engine, Generation
+from fa_tuner.evaluate import coverage
+from fa_tuner.evaluate.profile import DeviceProfile
+from fa_tuner.evaluate.timing import Pair, conclude
+
+if TYPE_CHECKING:
+    from fa_tuner.engines.base import Frames
+
+NATIVE = SkipPolicy()
+
+
+class Evaluator:
+    """Measures policies against a native baseline that is generated once and kept.
+
+    With a `profile` latency is projected from it; without one it is measured over `repeats` interleaved pairs.
+    """
+
+    def __init__(self, engine: Engine, workload: Workload, profile: DeviceProfile | None, repeats: int = 3) -> None:
+        self._engine = engine
+        self._workload = workload
+        self._profile = profile
+        self._repeats = repeats
+        self._description = engine.describe()
+        self._reference: dict[Case, Frames | None] = {}
+        self._warm = False
+
+    def run_baseline(self) -> tuple[Measurement, Baseline]:
+        """Generate every searched case natively, twice; the second against the first is the noise floor."""
+        started = time.perf_counter()
+        self.warm_up()
+        cases, seen = self._workload.cases, []
+        pairs, coverages = [], []
+        for case in cases:
+            first, second = (self._engine.generate(NATIVE, case) for _ in range(2))
+            coverages += [coverage.prove(self._description, NATIVE, g) for g in (first, second)]
+            self._reference[case] = first.frames
+            seen.append(self._compare(case, second))
+            pairs.append(_pair(first, second))
+        floor = min(IDENTICAL_DB, *(quality.metrics["psnr_db"] for quality in seen))
+        latency = self._native_latency(pairs)
+        measurement = self._measurement(NATIVE, latency, seen, coverages, started)
+        baseline = Baseline(floor, sum(p.native for p in pairs), sum(p.native_end_to_end for p in pairs))
+        return measurement, baseline
+
+    def adopt_baseline(self, frames: Sequence[Frames]) -> None:
+        """Take the kept frames of an earlier baseline of this workload and environment, in the order of the cases."""
+        self._reference.update(zip(self._workload.cases, frames, strict=True))
+
+    def warm_up(self) -> None:
+        """Before any timing: caches, lazy initialisation and clocks settle under one untimed generation."""
+        if self._profile is None and not self._warm:
+            self._engine.generate(NATIVE, self._workload.cases[0])
+        self._warm = True
+
+    def reference_frames(self) -> list[Frames]:
+        """The baseline's frames by case; empty for an engine that answers from a record."""
+        frames = [self._reference.get(case) for case in self._workload.cases]
+        return [f for f in frames if f is not None]
+
+    def measure(self, policy: SkipPolicy) -> tuple[Measurement, list[Frames]]:
+        """The policy's measurement over the searched cases, and its frames by case (none from a record).
+
+        Raises:
+            EngineError: a generation failed or cannot be compared.
+            NotQuantizedError: the coverage proof failed.
+        """
+        started = time.perf_counter()
+        self.warm_up()
+        seen: list[CaseQuality] = []
+        coverages: list[Coverage] = []
+        frames: list[Frames] = []
+        rounds: list[list[Pair]] = []
+        for repeat in range(1 if self._profile else self._repeats):
+            row = []
+            for case in self._workload.cases:
+                generation = self._engine.generate(policy, case)
+                coverages.append(coverage.prove(self._description, policy, generation))
+                if repeat == 0:
+                    seen.append(self._compare(case, generation))
+                    if generation.frames is not None:
+                        frames.append(generation.frames)
+                if self._profile is None:
+                    row.append(_pair(self._engine.generate(NATIVE, case), generation))
+            rounds.append(row)
+        if self._profile:
+            latency = self._profile.project(policy, self._description.grid, self._workload)
+        else:
+            latency = conclude(rounds, self._description.device)
+        return self._measurement(policy, latency, seen, coverages, started), frames
+
+    def check_holdout(self, policy: SkipPolicy) -> tuple[CaseQuality, ...]:
+        """Quality on the held-out prompts, which the search has not seen. Raises as `measure`."""
+        seen = []
+        for case in self._workload.holdout_cases:
+            if case not in self._reference:
+                native = self._engine.generate(NATIVE, case)
+                coverage.prove(self._description, NATIVE, native)
+                self._reference[case] = native.frames
+            generation = self._engine.generate(policy, case)
+            coverage.prove(self._description, policy, generation)
+            seen.append(self._compare(case, generation))
+        return tuple(seen)
+
+    def _compare(self, case: Case, generation: Generation) -> CaseQuality:
+        reference = self._reference.get(case)
+        if generation.recorded is not None:
+            return generation.recorded
+        from fa_tuner.evaluate.quality import compare
+
+        assert reference is not None and generation.frames is not None, "the baseline runs before any candidate"
+        return compare(case, reference, generation.frames)
+
+    def _native_latency(self, pairs: list[Pair]) -> Latency:
+        if self._profile:
+            return self._profile.project(NATIVE, self._description.grid, self._workload)
+        twice = conclude([pairs], self._description.device)
+        return Latency(
+            1.0, "measured", twice.seconds, abs(twice.relative - 1.0), 2, twice.end_to_end_seconds, twice.detail
+        )
+
+    def _measurement(
+        self, policy: SkipPolicy, latency: Latency, seen: list[CaseQuality], proofs: list[Coverage], started: float
+    ) -> Measurement:
+        return Measurement(policy, latency, tuple(seen), coverage.total(proofs), seconds=time.perf_counter() - started)
+
+
+def _pair(native: Generation, candidate: Generation) -> Pair:
+    return Pair(
+        candidate.denoise_seconds, native.denoise_seconds, candidate.end_to_end_seconds, native.end_to_end_seconds
+    )

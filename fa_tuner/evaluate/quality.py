@@ -1,0 +1,79 @@
+"""Quality of a candidate's frames against the baseline's, on uint8 RGB."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from fa_tuner.domain.errors import EngineError
+from fa_tuner.domain.measurement import IDENTICAL_DB, METRICS, CaseQuality
+from fa_tuner.domain.workload import Case
+
+if TYPE_CHECKING:
+    from fa_tuner.engines.base import Frames
+
+SSIM_WINDOW = 7  # scikit-image's default
+# relative_l2 of anything against an all-black reference: vLLM-Omni's comparer says infinity, which is never stored
+RELATIVE_TO_BLACK = 1e6
+
+_IDENTICAL = {"psnr_db": IDENTICAL_DB, "worst_frame_psnr_db": IDENTICAL_DB, "ssim": 1.0, "cosine_similarity": 1.0}
+
+
+def identical(case: Case) -> CaseQuality:
+    """The quality of frames that equal the baseline's in every sample."""
+    return CaseQuality(case, {name: _IDENTICAL.get(name, 0.0) for name in METRICS}, identical=True)
+
+
+def compare(case: Case, reference: Frames, candidate: Frames) -> CaseQuality:
+    """All metrics over all frames; mae, mse, rmse, max_abs, l2, relative_l2 and cosine_similarity as in
+    `vllm_omni.quantization.tools.compare_diffusion_trajectory_similarity`, PSNR and SSIM by scikit-image.
+
+    Args:
+        reference, candidate: uint8 RGB [frames, height, width, 3].
+
+    Raises:
+        EngineError: the shapes differ, so the candidate cannot be compared.
+    """
+    if reference.shape != candidate.shape:
+        raise EngineError(f"candidate frames have shape {candidate.shape}, the baseline's {reference.shape}")
+    if np.array_equal(reference, candidate):
+        return identical(case)
+    difference = candidate.astype(np.int32) - reference.astype(np.int32)
+    squared_by_frame = np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64)
+    mse = float(squared_by_frame.mean())
+    l2, reference_l2, candidate_l2 = (_norm(x) for x in (difference, reference, candidate))
+    dot = float(np.einsum("i,i->", reference.ravel(), candidate.ravel(), dtype=np.float64, casting="unsafe"))
+    cosine = max(-1.0, min(1.0, dot / (reference_l2 * candidate_l2))) if reference_l2 and candidate_l2 else 0.0
+    return CaseQuality(
+        case,
+        {
+            "psnr_db": min(IDENTICAL_DB, float(peak_signal_noise_ratio(reference, candidate, data_range=255))),
+            "worst_frame_psnr_db": min(IDENTICAL_DB, 10 * math.log10(255.0**2 / float(squared_by_frame.max()))),
+            "ssim": _ssim(reference, candidate),
+            "mae": float(np.abs(difference).mean(dtype=np.float64)),
+            "mse": mse,
+            "rmse": math.sqrt(mse),
+            "max_abs": float(np.abs(difference).max()),
+            "l2": l2,
+            "relative_l2": l2 / reference_l2 if reference_l2 else RELATIVE_TO_BLACK,
+            "cosine_similarity": cosine,
+        },
+    )
+
+
+def _norm(x: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> float:
+    return math.sqrt(float(np.square(x, dtype=np.float64).sum()))
+
+
+def _ssim(reference: Frames, candidate: Frames) -> float:
+    """Mean over frames of scikit-image's SSIM; identical frames need no windows."""
+    total = 0.0
+    for a, b in zip(reference, candidate, strict=True):
+        if np.array_equal(a, b):
+            total += 1.0
+        else:
+            total += float(structural_similarity(a, b, channel_axis=-1, data_range=255, win_size=SSIM_WINDOW))
+    return total / len(reference)

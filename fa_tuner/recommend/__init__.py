@@ -1,0 +1,1 @@
+"""The measured policies and a question in, one of them with its evidence out."""

@@ -1,0 +1,1 @@
+"""What a person or a program looks at: results as JSON documents, and pictures of clips."""

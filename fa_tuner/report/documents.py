@@ -1,0 +1,126 @@
+"""Results as JSON documents, the same in `--json` and in the service. Every number is finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fa_tuner.domain.measurement import Aggregate, CaseQuality, Measurement, aggregate
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.study import Evaluation, Recommendation, Study
+from fa_tuner.recommend.choice import Candidate, candidates, pareto_front, ranked
+
+
+def policy_document(policy: SkipPolicy, grid: Grid) -> dict[str, Any]:
+    return {
+        "dtype": policy.dtype,
+        "skip_steps": str(policy.skip_steps),
+        "skip_layers": str(policy.skip_layers),
+        "native": policy.is_native,
+        "share_quantized": policy.share(grid),
+    }
+
+
+def _case_document(quality: CaseQuality) -> dict[str, Any]:
+    return {
+        "prompt": quality.case.prompt, "seed": quality.case.seed, "identical": quality.identical,
+        "metrics": dict(quality.metrics),
+    }  # fmt: skip
+
+
+def measurement_document(measurement: Measurement, how: Aggregate) -> dict[str, Any]:
+    latency, coverage = measurement.latency, measurement.coverage
+    document: dict[str, Any] = {
+        "latency": {
+            "source": latency.source, "relative": latency.relative, "gain": latency.gain, "spread": latency.spread,
+            "repeats": latency.repeats, "detail": latency.detail,
+        },
+        "psnr_db": aggregate(measurement.cases, "psnr_db", how),
+        "ssim": aggregate(measurement.cases, "ssim", how),
+        "aggregate": how,
+        "prompts": [_case_document(case) for case in measurement.cases],
+        "holdout_prompts": [_case_document(case) for case in measurement.holdout],
+        "coverage": {
+            "proven": coverage.proven, "quantized_calls": coverage.quantized_calls,
+            "native_calls": coverage.native_calls,
+        },
+        "seconds": measurement.seconds,
+    }  # fmt: skip
+    # a number is promised wherever a key is there, so what is not known is left out
+    for key, value in (("seconds", latency.seconds), ("end_to_end_seconds", latency.end_to_end_seconds)):
+        if value is not None:
+            document["latency"][key] = value
+    if measurement.peak_memory_mb is not None:
+        document["peak_memory_mb"] = measurement.peak_memory_mb
+    return document
+
+
+def evaluation_document(evaluation: Evaluation, study: Study) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "number": evaluation.number,
+        "origin": evaluation.origin,
+        "policy": policy_document(evaluation.policy, study.spec.grid),
+        "failed": evaluation.failed,
+    }
+    if evaluation.measurement is None:
+        return {**document, "reason": evaluation.reason}
+    how = study.spec.requirement.aggregate
+    return {**document, **measurement_document(evaluation.measurement, how)}
+
+
+def study_document(study: Study, evaluated: int) -> dict[str, Any]:
+    """`evaluated` counts the policies measured, the native one not among them."""
+    spec = study.spec
+    document: dict[str, Any] = {
+        "study": spec.name, "state": study.state, "reason": study.reason, "target": study.target,
+        "evaluated": evaluated, "dtype": spec.dtype, "requirement": [str(c) for c in spec.requirement.constraints],
+        "aggregate": spec.requirement.aggregate, "sampler": spec.sampler, "sampler_seed": spec.sampler_seed,
+        "latency_source": spec.latency_source, "workload": spec.workload.document(),
+        "workload_fingerprint": spec.workload.fingerprint, "environment": dict(spec.environment),
+        "created": study.created.isoformat(), "updated": study.updated.isoformat(),
+    }  # fmt: skip
+    if spec.latency_profile is not None:
+        document["latency_profile"] = spec.latency_profile
+    if study.baseline is not None:
+        document["noise_floor_db"] = study.baseline.noise_floor_db
+    return document
+
+
+def front_of(study: Study, evaluations: list[Evaluation]) -> list[Candidate]:
+    """The Pareto front, fastest first."""
+    return pareto_front(candidates(evaluations), study.spec.requirement.aggregate)
+
+
+def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """A study with its front, and its recommended policy where there is one."""
+    wanted = study.spec.requirement
+    order = ranked(candidates(evaluations), wanted)
+    document = study_document(study, sum(not e.policy.is_native for e in evaluations))
+    document["front"] = [
+        {**evaluation_document(c.evaluation, study), "feasible": wanted.met_by(c.measurement.cases)}
+        for c in front_of(study, evaluations)
+    ]
+    if order:
+        document["recommended"] = evaluation_document(order[0].evaluation, study)
+    return document
+
+
+def recommendation_document(recommendation: Recommendation) -> dict[str, Any]:
+    study, spec = recommendation.study, recommendation.study.spec
+    how = recommendation.requirement.aggregate
+    return {
+        "model": spec.workload.model,
+        "study": spec.name,
+        "policy": policy_document(recommendation.policy, spec.grid),
+        **measurement_document(recommendation.measurement, how),
+        "requirement": [str(c) for c in recommendation.requirement.constraints],
+        "holdout": {None: "not checked", True: "passed", False: "failed"}[recommendation.holdout_met],
+        "noise_floor_db": study.baseline.noise_floor_db if study.baseline else 0.0,
+        "holds_for": {
+            "steps": spec.workload.steps, "height": spec.workload.height, "width": spec.workload.width,
+            "frames": spec.workload.frames, "guidance": spec.workload.guidance, "task": spec.workload.task,
+        },
+        "environment": dict(spec.environment),
+        "workload_fingerprint": spec.workload.fingerprint,
+        "measured": study.updated.isoformat(),
+        "notes": list(recommendation.notes),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""The Optuna study over skip selectors; the only room that imports optuna."""

@@ -1,0 +1,180 @@
+"""The search as an ordinary Optuna study, driven by ask and tell.
+
+The caller's store is the truth: it knows every evaluated policy. Optuna's trials are brought in line with it
+by `reconcile`, so that a process killed between the two leaves nothing lost and nothing twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from fa_tuner.domain.errors import StoreError
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.search import space
+from fa_tuner.search.samplers import make_sampler
+
+ORIGIN = "origin"
+POLICY = "policy"
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the search is told of a policy: `relative` latency (down), `psnr_db` (up), and by constraint how
+    far it is missed (0 or below where it holds)."""
+
+    relative: float
+    psnr_db: float
+    violations: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A policy that the search asks for. `trial` is Optuna's handle."""
+
+    policy: SkipPolicy
+    origin: str
+    trial: optuna.Trial
+
+
+class PolicySearch:
+    """One Optuna study over the policies of one dtype on one grid."""
+
+    def __init__(self, storage: str, name: str, dtype: str, grid: Grid, sampler: str, seed: int) -> None:
+        """
+        Raises:
+            UsageError: see `make_sampler`.
+            StoreError: Optuna's storage cannot be opened.
+        """
+        self.dtype, self.grid = dtype, grid
+        self._distributions: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(space.CHOICES) for name in space.names(grid)
+        }
+        try:
+            self._study = optuna.create_study(
+                study_name=name,
+                storage=open_storage(optuna_url(storage)),
+                directions=["minimize", "maximize"],
+                load_if_exists=True,
+            )
+        except Exception as error:
+            raise StoreError(f"Optuna cannot open its tables for study {name}: {type(error).__name__}") from error
+        # a resumed sampler must not draw its first numbers again
+        self._study.sampler = make_sampler(sampler, grid, seed + len(self._study.get_trials(deepcopy=False)))
+        with warnings.catch_warnings():
+            # marked experimental; it only gives optuna-dashboard its axis names
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.set_metric_names(["relative latency", "PSNR dB"])
+
+    def enqueue(self, policy: SkipPolicy, origin: str) -> None:
+        """Ask for this policy before anything the sampler has to say; the same policy is queued once."""
+        queued = {
+            t.user_attrs.get(POLICY) for t in self._study.get_trials(deepcopy=False) if t.state is not TrialState.FAIL
+        }
+        if policy.key not in queued:
+            attrs = {ORIGIN: origin, POLICY: policy.key}
+            self._study.enqueue_trial(space.to_params(policy, self.grid), user_attrs=attrs)
+
+    def ask(self) -> Proposal:
+        """The next policy: a queued one, else the sampler's."""
+        trial = self._study.ask(self._distributions)
+        policy = space.to_policy(trial.params, self.dtype, self.grid)
+        origin = trial.user_attrs.get(ORIGIN, "sampler")
+        trial.set_user_attr(POLICY, policy.key)
+        return Proposal(policy, origin, trial)
+
+    def tell(self, proposal: Proposal, score: Score) -> None:
+        for name, violation in score.violations.items():
+            proposal.trial.set_constraint(name, violation)
+        self._tell(proposal.trial, [score.relative, score.psnr_db])
+
+    def tell_failed(self, proposal: Proposal) -> None:
+        """The evaluation gave no figures; the sampler learns nothing from it."""
+        self._tell(proposal.trial, None)
+
+    def reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]]) -> int:
+        """Bring Optuna in line with the evaluations by policy key (a score of None for a failed one).
+
+        Trials left running by a killed process are closed: with the evaluation's figures if it had been
+        committed, else as failed, so that their policy can be asked for again. Evaluations that Optuna never
+        heard of are added. Returns the number of trials mended.
+        """
+        mended = 0
+        told: set[str] = set()
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state is TrialState.RUNNING:
+                key = self._key_of(trial)
+                score = known[key][2] if key in known else None
+                self._close(trial, score)
+                mended += 1
+                if score is not None:
+                    told.add(key)
+            elif trial.state is TrialState.COMPLETE:
+                told.add(self._key_of(trial))
+        for key, (policy, origin, score) in known.items():
+            if key not in told and score is not None:
+                self.add(policy, origin, score)
+                mended += 1
+        return mended
+
+    def add(self, policy: SkipPolicy, origin: str, score: Score) -> None:
+        """Tell of a policy that was not asked for."""
+        self._study.add_trial(
+            create_trial(
+                values=[score.relative, score.psnr_db],
+                params=space.to_params(policy, self.grid),
+                distributions=dict(self._distributions),
+                user_attrs={ORIGIN: origin, POLICY: policy.key},
+                constraints=dict(score.violations),
+            )
+        )
+
+    def _close(self, frozen: FrozenTrial, score: Score | None) -> None:
+        trial = optuna.Trial(self._study, frozen._trial_id)
+        if score is None:
+            self._tell(trial, None)
+            return
+        for name, violation in score.violations.items():
+            if name not in frozen.constraints:
+                trial.set_constraint(name, violation)
+        self._tell(trial, [score.relative, score.psnr_db])
+
+    def _key_of(self, trial: FrozenTrial) -> str:
+        if trial.params.keys() == self._distributions.keys():
+            return space.to_policy(trial.params, self.dtype, self.grid).key
+        return str(trial.user_attrs.get(POLICY, ""))
+
+    def _tell(self, trial: optuna.Trial, values: list[float] | None) -> None:
+        if values is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            self._study.tell(trial, values)
+
+
+def open_storage(url: str) -> Any:
+    """Optuna's own tables in the store's database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        options = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def optuna_url(url: str) -> str:
+    """The URL with the driver that this project installs."""
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def delete(storage: str, names: Iterable[str]) -> None:
+    """Forget studies; unknown names are passed over."""
+    opened = open_storage(optuna_url(storage))
+    for name in names:
+        if name in (s.study_name for s in opened.get_all_studies()):
+            optuna.delete_study(study_name=name, storage=opened)

@@ -1,0 +1,449 @@
+"""The use case "tune this workload": joins engine, evaluation, search and store, for the CLI and the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fa_tuner.domain.errors import (
+    ConflictError,
+    EngineError,
+    InterruptedByUser,
+    NotFoundError,
+    NotQuantizedError,
+    UsageError,
+)
+from fa_tuner.domain.measurement import Measurement, Requirement
+from fa_tuner.domain.pareto import Objectives, hypervolume
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
+from fa_tuner.domain.workload import Workload
+from fa_tuner.engines.registry import open_engine
+from fa_tuner.evaluate.evaluator import Evaluator
+from fa_tuner.evaluate.profile import DeviceProfile, load_profile
+from fa_tuner.recommend.choice import candidates, check_floor, pareto_front, ranked
+
+if TYPE_CHECKING:
+    from fa_tuner.engines.base import Description, Engine, Frames
+    from fa_tuner.search.study import PolicySearch, Proposal, Score
+    from fa_tuner.store.artifacts import Artifacts
+    from fa_tuner.store.repository import Store
+
+FAILURES_IN_A_ROW = 3
+REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
+FINALISTS = 3  # at most so many policies are checked on held-out prompts
+NATIVE = SkipPolicy()
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What to tune and how. One of `trials` (policies to measure, the native one not counted) and
+    `budget_seconds` ends the search; both may be given. `tries` are the user's own policies, "STEPS/LAYERS"."""
+
+    study: str
+    workload: Workload
+    engine: str
+    requirement: Requirement
+    dtype: str = "fp8"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "tpe"
+    sampler_seed: int = 0
+    trials: int | None = 40
+    budget_seconds: float | None = None
+    tries: tuple[str, ...] = ()
+    profile: str | None = None
+    repeats: int = 3
+
+
+class Observer(Protocol):
+    """Told of what happens, for progress. `stop_requested` is asked before each new policy."""
+
+    def opened(self, description: Description, policies: int) -> None: ...
+    def baseline(self, baseline: Baseline, reused: bool) -> None: ...
+    def evaluated(self, evaluation: Evaluation, done: int, best: Measurement | None) -> None: ...
+    def holdout(self, policy: SkipPolicy, met: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop_requested(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, from the description alone (`--dry-run`)."""
+
+    description: Description
+    policies: int
+    space: int
+    generations_by_phase: Mapping[str, int]
+    tries: tuple[SkipPolicy, ...]
+    seconds_a_generation: float
+
+
+def plan(request: TuneRequest) -> Plan:
+    """Open the engine, check everything that can be checked, and time one native generation; store nothing.
+
+    Quantized calls are emulated on other devices than an NPU and take longer there than the native ones timed.
+    """
+    with _opened(request) as engine:
+        description = engine.describe()
+        _profile_for(request, description)
+        queue = list(_queue(request, description.grid))
+        cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
+        measured = description.latency == "measured" and request.profile is None
+        per_policy = cases * (2 * request.repeats if measured else 1)
+        space = _policy_count(description.grid) - 1
+        policies = min(space, request.trials) if request.trials is not None else space
+        first = min(len(queue), policies)
+        timed = engine.generate(NATIVE, request.workload.cases[0])
+        return Plan(
+            description,
+            policies,
+            space,
+            {
+                "baseline, twice": 2 * cases + measured,
+                "anchors, own and preset policies": first * per_policy,
+                f"sampler {request.sampler}": (policies - first) * per_policy,
+                f"held-out prompts, at most {FINALISTS} finalists": holdout * (1 + FINALISTS) if holdout else 0,
+            },
+            tuple(policy for policy, origin in queue if origin == "try"),
+            timed.end_to_end_seconds,
+        )
+
+
+def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Observer, search_storage: str) -> Study:
+    """Run or resume the study until its target; returns it as stored, with the reason why it stopped.
+
+    `search_storage` is the URL of the store's database, in which Optuna keeps its own tables.
+
+    Raises:
+        ConflictError: a stored study of that name is of something else.
+        ThresholdError: the requirement is above the noise floor.
+        NotQuantizedError: quantization did not take effect (the study is kept as failed).
+        EngineError: the engine cannot be opened, or failed three times in a row.
+        InterruptedByUser: the observer asked to stop; the same request goes on from here.
+    """
+    with _opened(request) as engine:
+        run = _Run(request, engine, store, artifacts, observer, search_storage)
+        try:
+            return run.to_the_end()
+        except NotQuantizedError as error:
+            store.set_state(request.study, "failed", str(error))
+            raise
+        except EngineError as error:
+            run.stop_if_stored("failed", str(error))
+            raise
+        except KeyboardInterrupt:
+            run.stop_if_stored("interrupted", "interrupted")
+            raise InterruptedByUser("stopped at once; the running policy is lost, the same command goes on") from None
+
+
+class _Run:
+    """One process's share of a study."""
+
+    def __init__(
+        self,
+        request: TuneRequest,
+        engine: Engine,
+        store: Store,
+        artifacts: Artifacts,
+        observer: Observer,
+        search_storage: str,
+    ) -> None:
+        from fa_tuner.search.samplers import make_sampler
+
+        self.request, self.store, self.artifacts, self.observer = request, store, artifacts, observer
+        self.search_storage = search_storage
+        self.description = engine.describe()
+        self.grid = self.description.grid
+        if request.dtype not in self.description.dtypes:
+            raise UsageError(
+                f"engine {request.engine} cannot run {request.dtype}; it has {', '.join(self.description.dtypes)}"
+            )
+        self.queue = list(_queue(request, self.grid))
+        make_sampler(request.sampler, self.grid, request.sampler_seed)  # refuse before anything is stored
+        self.profile = _profile_for(request, self.description)
+        self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats)
+        self.space = _policy_count(self.grid)
+        self.target = min(self.space - 1, request.trials) if request.trials is not None else self.space - 1
+        self.spec = StudySpec(
+            name=request.study,
+            workload=request.workload,
+            dtype=request.dtype,
+            requirement=request.requirement,
+            sampler=request.sampler,
+            sampler_seed=request.sampler_seed,
+            environment=self.description.environment,
+            latency_source="projected" if self.profile else "measured",
+            latency_profile=self.profile.name if self.profile else None,
+        )
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def to_the_end(self) -> Study:
+        self._open_study()
+        self.observer.opened(self.description, self.target)
+        self._baseline()
+        search = self._search()
+        reason = self._loop(search)
+        self._check_finalists()
+        self._keep_front()
+        self.store.set_state(self.spec.name, "finished", reason)
+        return self.store.study(self.spec.name)
+
+    def stop_if_stored(self, state: Any, reason: str) -> None:
+        try:
+            self.store.set_state(self.spec.name, state, reason)
+        except NotFoundError:
+            return
+
+    def _open_study(self) -> None:
+        name = self.spec.name
+        try:
+            stored = self.store.study(name)
+        except NotFoundError:
+            self.store.create_study(self.spec, self.target)
+            return
+        if differences := _differences(stored.spec, self.spec):
+            if self.store.count(name) <= 1:  # nothing but a baseline: a threshold that was refused may be corrected
+                self.store.delete_study(name)
+                self.store.create_study(self.spec, self.target)
+                return
+            raise ConflictError(
+                f"study {name} is stored with another {'; '.join(differences)}. Give the stored values to go on with "
+                "it, or another --study name"
+            )
+        self.store.set_target(name, self.target)
+        self.store.set_state(name, "running")
+        self.evaluations = {e.policy.key: e for e in self.store.evaluations(name)}
+
+    def _baseline(self) -> None:
+        """Run, or take over, the native baseline; refuse a threshold above its noise floor."""
+        name, workload = self.spec.name, self.spec.workload
+        stored = self.store.study(name).baseline
+        donor = name if stored else self.store.find_baseline(workload.fingerprint, self.description.fingerprint)
+        taken = self._kept_baseline(donor) if donor else None
+        if donor and taken is not None:
+            baseline = self.store.study(donor).baseline
+            assert baseline is not None
+            self.evaluator.adopt_baseline(taken)
+            native = self.store.evaluation(donor, NATIVE.key)
+        else:
+            measurement, baseline = self.evaluator.run_baseline()
+            native = Evaluation(NATIVE, "baseline", 0, measurement)
+        check_floor(self.spec.requirement, baseline)
+        for index, frames in enumerate(self.evaluator.reference_frames()):
+            self.artifacts.put_frames(name, NATIVE.key, index, frames)
+        if NATIVE.key not in self.evaluations and native is not None:
+            self._commit(Evaluation(NATIVE, "baseline", 0, native.measurement))
+        if stored is None:
+            self.store.set_baseline(name, baseline)
+        self.observer.baseline(baseline, reused=taken is not None)
+
+    def _kept_baseline(self, donor: str) -> list[Frames] | None:
+        """The kept frames of an earlier baseline, None unless all of them are there."""
+        kept = [self.artifacts.frames(donor, NATIVE.key, i) for i in range(len(self.spec.workload.cases))]
+        frames = [f for f in kept if f is not None]
+        return frames if len(frames) == len(kept) else None
+
+    def _search(self) -> PolicySearch:
+        from fa_tuner.search.study import PolicySearch
+
+        search = PolicySearch(
+            self.search_storage, self.spec.name, self.spec.dtype, self.grid, self.spec.sampler, self.spec.sampler_seed
+        )  # fmt: skip
+        mended = search.reconcile({k: (e.policy, e.origin, self._score(e)) for k, e in self.evaluations.items()})
+        if mended > 1:
+            self.observer.note(f"resumed: {len(self.evaluations)} policies stored, {mended} trials brought in line")
+        for policy, origin in self.queue:
+            if policy.key not in self.evaluations:
+                search.enqueue(policy, origin)
+        return search
+
+    def _loop(self, search: PolicySearch) -> str:
+        """Ask, measure, commit, tell, until the target; returns the reason for stopping."""
+        started, failures, repeats, draws = time.monotonic(), 0, 0, 0
+        budget = self.request.budget_seconds
+        while self._done() < self.target:
+            if budget is not None and time.monotonic() - started >= budget:
+                return "budget"
+            if self.observer.stop_requested():
+                self._keep_front()
+                self.store.set_state(self.spec.name, "interrupted", "interrupted")
+                raise InterruptedByUser(
+                    f"stopped after {self._done()} of {self.target} policies; the same command goes on"
+                )
+            proposal = search.ask()
+            known = self.evaluations.get(proposal.policy.key)
+            if known is not None:
+                self._tell(search, proposal, known)
+                repeats += 1
+                if repeats % REPEATS_IN_A_ROW == 0:
+                    draws += 1
+                    search.enqueue(self._unseen(draws), "sampler")
+                continue
+            repeats = 0
+            evaluation = self._evaluate(proposal)
+            self._tell(search, proposal, evaluation)
+            failures = failures + 1 if evaluation.failed else 0
+            if failures == FAILURES_IN_A_ROW:
+                raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
+        return "every policy measured" if self._done() >= self.space - 1 else "target reached"
+
+    def _evaluate(self, proposal: Proposal) -> Evaluation:
+        """Measure and commit one policy; the row is there before Optuna hears of it."""
+        origin: Origin = proposal.origin  # type: ignore[assignment]
+        frames: list[Frames] = []
+        try:
+            measurement, frames = self.evaluator.measure(proposal.policy)
+            evaluation = Evaluation(proposal.policy, origin, len(self.evaluations), measurement)
+        except EngineError as error:
+            evaluation = Evaluation(proposal.policy, origin, len(self.evaluations), None, str(error))
+        evaluation = self._commit(evaluation)
+        front = self._front_keys()
+        if proposal.policy.key in front:
+            for index, clip in enumerate(frames):
+                if not self.artifacts.put_frames(self.spec.name, proposal.policy.key, index, clip):
+                    self.observer.note("the artifact quota is reached; this policy's frames are not kept")
+                    break
+        best = ranked(candidates(self.evaluations.values()), self.spec.requirement)
+        self.observer.evaluated(evaluation, self._done(), best[0].measurement if best else None)
+        return evaluation
+
+    def _commit(self, evaluation: Evaluation) -> Evaluation:
+        """Store the row; where another process was first, its row is the one that counts."""
+        try:
+            self.store.add_evaluation(self.spec.name, evaluation)
+        except ConflictError:
+            self.evaluations = {e.policy.key: e for e in self.store.evaluations(self.spec.name)}
+            if evaluation.policy.key not in self.evaluations:  # only its number was taken
+                return self._commit(
+                    Evaluation(
+                        evaluation.policy, evaluation.origin, len(self.evaluations), evaluation.measurement,
+                        evaluation.reason,
+                    )
+                )  # fmt: skip
+        else:
+            self.evaluations[evaluation.policy.key] = evaluation
+        return self.evaluations[evaluation.policy.key]
+
+    def _check_finalists(self) -> None:
+        """Held-out prompts for the best policies, best first, until one passes."""
+        if not self.spec.workload.holdout:
+            return
+        for _ in range(FINALISTS):
+            order = ranked(candidates(self.evaluations.values()), self.spec.requirement)
+            if not order or order[0].holdout_met(self.spec.requirement):
+                return
+            policy = order[0].policy
+            cases = self.evaluator.check_holdout(policy)
+            self.store.set_holdout(self.spec.name, policy.key, cases)
+            self.evaluations = {e.policy.key: e for e in self.store.evaluations(self.spec.name)}
+            self.observer.holdout(policy, self.spec.requirement.met_by(cases))
+
+    def _keep_front(self) -> None:
+        """Snapshot the front, and let go of the frames of policies that fell off it."""
+        keys = self._front_keys()
+        how = self.spec.requirement.aggregate
+        points = [c.objectives(how) for c in candidates(self.evaluations.values())]
+        lowest = min((p.psnr_db for p in points), default=0.0)
+        self.store.add_front(self.spec.name, keys, hypervolume(points, Objectives(1.0, lowest)))
+        self.artifacts.keep(self.spec.name, {*keys, NATIVE.key})
+
+    def _front_keys(self) -> list[str]:
+        measured = candidates(self.evaluations.values())
+        return [c.policy.key for c in pareto_front(measured, self.spec.requirement.aggregate)]
+
+    def _done(self) -> int:
+        return sum(not e.policy.is_native for e in self.evaluations.values())
+
+    def _score(self, evaluation: Evaluation) -> Score | None:
+        from fa_tuner.search.study import Score
+
+        measurement, wanted = evaluation.measurement, self.spec.requirement
+        if measurement is None:
+            return None
+        return Score(
+            measurement.latency.relative, measurement.psnr_db(wanted.aggregate), wanted.violations(measurement.cases)
+        )
+
+    def _tell(self, search: PolicySearch, proposal: Proposal, evaluation: Evaluation) -> None:
+        score = self._score(evaluation)
+        if score is None:
+            search.tell_failed(proposal)
+        else:
+            search.tell(proposal, score)
+
+    def _unseen(self, draw: int) -> SkipPolicy:
+        """A policy not evaluated yet, drawn at random; there is one as long as the target is not reached."""
+        from fa_tuner.search.space import random_policy
+
+        seed = self.spec.sampler_seed * 1_000_003 + draw * 7919 + len(self.evaluations)
+        while True:
+            policy = random_policy(self.spec.dtype, self.grid, seed)
+            if policy.key not in self.evaluations:
+                return policy
+            seed += 1
+
+
+@contextmanager
+def _opened(request: TuneRequest) -> Iterator[Engine]:
+    """The engine, closed whatever happens."""
+    engine = open_engine(request.engine, request.workload, request.engine_options)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
+    """Anchors, the user's own policies, presets; each policy once, the native one never."""
+    from fa_tuner.search.presets import all_quantized, presets
+
+    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(request.dtype), "anchor")]
+    for text in request.tries:
+        policy = SkipPolicy.parse(text, request.dtype, grid)
+        if policy.is_native:
+            raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
+        listed.append((policy, "try"))
+    listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
+    seen: set[str] = set()
+    for policy, origin in listed:
+        if policy.key not in seen:
+            seen.add(policy.key)
+            yield policy, origin
+
+
+def _policy_count(grid: Grid) -> int:
+    from fa_tuner.search.space import policy_count
+
+    return policy_count(grid)
+
+
+def _profile_for(request: TuneRequest, description: Description) -> DeviceProfile | None:
+    """The profile to project from; None where the engine's own times are to be measured."""
+    if description.latency == "measured" and request.profile is None:
+        return None
+    from fa_tuner.evaluate.profile import DEFAULT_PROFILE
+
+    profile = load_profile(request.profile or DEFAULT_PROFILE)
+    profile.check(request.dtype)
+    return profile
+
+
+def _differences(stored: StudySpec, asked: StudySpec) -> list[str]:
+    """What keeps a stored study from being continued, each as "name (stored: a, asked: b)"."""
+    pairs: Sequence[tuple[str, Any, Any]] = [
+        *((key, value, asked.workload.document()[key]) for key, value in stored.workload.document().items()),
+        *((f"environment {key}", value, asked.environment.get(key)) for key, value in stored.environment.items()),
+        *(
+            (name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name)))
+            for name in ("dtype", "requirement", "sampler", "sampler_seed", "latency_source", "latency_profile")
+        ),
+    ]
+    return [f"{name} (stored: {_short(a)}, asked: {_short(b)})" for name, a, b in pairs if a != b]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
