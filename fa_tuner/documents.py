@@ -301,7 +301,7 @@ def _value(node: Node, source: str) -> Any:
 
 def _key(node: Node, source: str) -> str | int:
     key = _scalar(node, source) if node.plain else node.value
-    if isinstance(key, bool) or not isinstance(key, str | int):
+    if str(key) != node.value or not isinstance(key, str | int):  # True is no "true", +7 would be 7 again
         _refuse(source, node.line, f'the key {one_line(node.value, 40) or "(empty)"} is not text; write it in "quotes"')
     return key
 

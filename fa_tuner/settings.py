@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -130,7 +131,7 @@ class RunSettings(StoreSettings):
         if self.engine == "replay" and not self.prompts and self.prompts_file is None:
             from fa_tuner.engines.replay import ReplayEngine
 
-            return ReplayEngine.recorded_workload(Path(self.model))
+            return replace(ReplayEngine.recorded_workload(Path(model_identity(self.model))), options=self.engine_args)
         prompts = (*self.prompts, *(_read_prompts(self.prompts_file) if self.prompts_file else ()))
         searched, holdout = split_holdout(tuple(prompts), tuple(self.holdout_prompts))
         image = None

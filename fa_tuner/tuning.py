@@ -102,7 +102,7 @@ def plan(request: TuneRequest) -> Plan:
             policies,
             space,
             {
-                "baseline, twice": 2 * cases + measured,
+                "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
                 "anchors, own and preset policies": first * per_policy,
                 f"sampler {request.sampler}": (policies - first) * per_policy,
                 f"held-out prompts, at most {FINALISTS} finalists": holdout * (1 + FINALISTS) if holdout else 0,
@@ -232,8 +232,7 @@ class _Run:
             measurement, baseline = self.evaluator.run_baseline()
             native = Evaluation(NATIVE, "baseline", 0, measurement)
         check_floor(self.spec.requirement, baseline)
-        for index, frames in enumerate(self.evaluator.reference_frames()):
-            self.artifacts.put_frames(name, NATIVE.key, index, frames)
+        self._keep_frames(NATIVE, self.evaluator.reference_frames())
         if NATIVE.key not in self.evaluations and native is not None:
             self._commit(Evaluation(NATIVE, "baseline", 0, native.measurement))
         if stored is None:
@@ -300,15 +299,21 @@ class _Run:
         except EngineError as error:
             evaluation = Evaluation(proposal.policy, origin, len(self.evaluations), None, str(error))
         evaluation = self._commit(evaluation)
-        front = self._front_keys()
-        if proposal.policy.key in front:
-            for index, clip in enumerate(frames):
-                if not self.artifacts.put_frames(self.spec.name, proposal.policy.key, index, clip):
-                    self.observer.note("the artifact quota is reached; this policy's frames are not kept")
-                    break
+        if proposal.policy.key in self._front_keys():
+            self._keep_frames(proposal.policy, frames)
         best = ranked(candidates(self.evaluations.values()), self.spec.requirement)
         self.observer.evaluated(evaluation, self._done(), best[0].measurement if best else None)
         return evaluation
+
+    def _keep_frames(self, policy: SkipPolicy, clips: list[Frames]) -> None:
+        """Frames, and a clip of them, by case; a full quota costs pictures, never the study."""
+        from fa_tuner.report.clips import encode_clip
+
+        for index, frames in enumerate(clips):
+            kept = self.artifacts.put_frames(self.spec.name, policy.key, index, frames)
+            if not kept or not self.artifacts.put_clip(self.spec.name, policy.key, index, encode_clip(frames)):
+                self.observer.note(f"frames of {policy} are not kept: the artifact quota or the disk is full")
+                return
 
     def _commit(self, evaluation: Evaluation) -> Evaluation:
         """Store the row; where another process was first, its row is the one that counts."""

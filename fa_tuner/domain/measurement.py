@@ -49,6 +49,12 @@ class CaseQuality:
                     f"metric {name} is {value} for prompt {self.case.prompt[:40]!r}; it must be a finite number"
                 )
 
+    @classmethod
+    def of_identical(cls, case: Case) -> CaseQuality:
+        """The quality of frames that equal the baseline's in every sample."""
+        best = {"psnr_db": IDENTICAL_DB, "worst_frame_psnr_db": IDENTICAL_DB, "ssim": 1.0, "cosine_similarity": 1.0}
+        return cls(case, {name: best.get(name, 0.0) for name in METRICS}, identical=True)
+
 
 def aggregate(cases: Iterable[CaseQuality], metric: str, how: Aggregate) -> float:
     """One number over the cases: the worst, or the mean (for PSNR that of the squared error, then dB)."""

@@ -57,10 +57,15 @@ class SkipPolicy:
         ).on(grid)
 
     def on(self, grid: Grid) -> SkipPolicy:
-        """The policy in canonical form: one that quantizes no cell of the grid is the native policy."""
+        """The policy in canonical form: only indices of the grid, and one that quantizes none of its cells is the
+        native policy."""
         if self.dtype == NATIVE or not self.quantized_steps(grid) or not self.quantized_layers(grid):
             return SkipPolicy()
-        return self
+        return SkipPolicy(
+            self.dtype,
+            SkipSelector.of(i for i in self.skip_steps if i < grid.steps),
+            SkipSelector.of(i for i in self.skip_layers if i in grid.layers),
+        )
 
     @property
     def is_native(self) -> bool:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.measurement import CaseQuality, LatencySource, Measurement, Requirement
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.workload import Workload
 
 Origin = Literal["baseline", "anchor", "try", "preset", "sampler"]
+MAX_NAME = 200
 StudyState = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -29,6 +31,13 @@ class StudySpec:
     environment: Mapping[str, Any]
     latency_source: LatencySource
     latency_profile: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():
+            raise UsageError(
+                f"study name {self.name[:40]!a} is empty, longer than {MAX_NAME} characters, or holds control "
+                "characters; choose another --study"
+            )
 
     @property
     def grid(self) -> Grid:

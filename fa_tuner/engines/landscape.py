@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fa_tuner.domain.errors import DocumentError
-from fa_tuner.domain.measurement import IDENTICAL_DB, METRICS, CaseQuality, Measurement
+from fa_tuner.domain.measurement import METRICS, CaseQuality, Measurement
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import Description
@@ -45,12 +45,6 @@ class Record(Protocol):
         """Measured denoising time over the native policy's; None where that was not recorded."""
 
     def document(self) -> dict[str, Any]: ...
-
-
-def identical_quality(case: Case) -> CaseQuality:
-    """The quality of frames that do not differ in a single sample."""
-    perfect = {"psnr_db": IDENTICAL_DB, "worst_frame_psnr_db": IDENTICAL_DB, "ssim": 1.0, "cosine_similarity": 1.0}
-    return CaseQuality(case, {name: perfect.get(name, 0.0) for name in METRICS}, identical=True)
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ class Table:
         if row is not None and column is not None and not np.isnan(self.values[0, row, column]):
             metrics = dict(zip(METRICS, self.values[:, row, column].tolist(), strict=True))
             return CaseQuality(case, metrics, bool(self.identical[row, column]))
-        return identical_quality(case) if row is not None and policy.is_native else None
+        return CaseQuality.of_identical(case) if row is not None and policy.is_native else None
 
     def relative_latency(self, policy: SkipPolicy) -> float | None:
         column = self._columns.get(policy.key)

@@ -19,7 +19,7 @@ from fa_tuner.domain.errors import DocumentError, UsageError
 from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, psnr_of_mse
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.landscape import Landscape, LatencyModel, Numbers, identical_quality, only, take
+from fa_tuner.engines.landscape import Landscape, LatencyModel, Numbers, only, take
 
 MSE_LIMIT = 8000.0  # towards which the squared error saturates: about that of two unrelated pictures
 SIGNAL_RMS = 110.0  # of the imagined native frames
@@ -76,7 +76,7 @@ class Synthetic:
             return None
         mse = self.mse(policy, case)
         if mse == 0:
-            return identical_quality(case)
+            return CaseQuality.of_identical(case)
         rmse, relative = math.sqrt(mse), math.sqrt(mse) / SIGNAL_RMS
         return CaseQuality(case, {
             "psnr_db": psnr_of_mse(mse),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING
 
-from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, Coverage, Latency, Measurement
+from fa_tuner.domain.measurement import CaseQuality, Coverage, Latency, Measurement
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline
 from fa_tuner.domain.workload import Case, Workload
@@ -37,22 +39,34 @@ class Evaluator:
         self._warm = False
 
     def run_baseline(self) -> tuple[Measurement, Baseline]:
-        """Generate every searched case natively, twice; the second against the first is the noise floor."""
+        """Generate every searched case natively, twice; the second against the first is the noise floor. Where latency
+        is measured the pairs are repeated, and their ratio is what the timing noise makes of no difference at all."""
         started = time.perf_counter()
         self.warm_up()
-        cases, seen = self._workload.cases, []
-        pairs, coverages = [], []
-        for case in cases:
-            first, second = (self._engine.generate(NATIVE, case) for _ in range(2))
-            coverages += [coverage.prove(self._description, NATIVE, g) for g in (first, second)]
-            self._reference[case] = first.frames
-            seen.append(self._compare(case, second))
-            pairs.append(_pair(first, second))
-        floor = min(IDENTICAL_DB, *(quality.metrics["psnr_db"] for quality in seen))
-        latency = self._native_latency(pairs)
-        measurement = self._measurement(NATIVE, latency, seen, coverages, started)
-        baseline = Baseline(floor, sum(p.native for p in pairs), sum(p.native_end_to_end for p in pairs))
-        return measurement, baseline
+        seen: list[CaseQuality] = []
+        coverages: list[Coverage] = []
+        rounds: list[list[Pair]] = []
+        for repeat in range(self._rounds):
+            row = []
+            for case in self._workload.cases:
+                first, second = (self._engine.generate(NATIVE, case) for _ in range(2))
+                coverages += [coverage.prove(self._description, NATIVE, g) for g in (first, second)]
+                row.append(_pair(first, second))
+                if repeat == 0:
+                    self._reference[case] = first.frames
+                    seen.append(self._compare(case, second))
+            rounds.append(row)
+        if self._profile:
+            latency = self._profile.project(NATIVE, self._description.grid, self._workload)
+        else:
+            timed = conclude(rounds, self._description.device)
+            latency = replace(timed, relative=1.0, spread=max(timed.spread, abs(timed.relative - 1.0)))
+        baseline = Baseline(
+            noise_floor_db=min(quality.metrics["psnr_db"] for quality in seen),
+            native_seconds=median(sum(p.native for p in row) for row in rounds),
+            native_end_to_end_seconds=median(sum(p.native_end_to_end for p in row) for row in rounds),
+        )
+        return self._measurement(NATIVE, latency, seen, coverages, started), baseline
 
     def adopt_baseline(self, frames: Sequence[Frames]) -> None:
         """Take the kept frames of an earlier baseline of this workload and environment, in the order of the cases."""
@@ -82,7 +96,7 @@ class Evaluator:
         coverages: list[Coverage] = []
         frames: list[Frames] = []
         rounds: list[list[Pair]] = []
-        for repeat in range(1 if self._profile else self._repeats):
+        for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
                 generation = self._engine.generate(policy, case)
@@ -122,13 +136,10 @@ class Evaluator:
         assert reference is not None and generation.frames is not None, "the baseline runs before any candidate"
         return compare(case, reference, generation.frames)
 
-    def _native_latency(self, pairs: list[Pair]) -> Latency:
-        if self._profile:
-            return self._profile.project(NATIVE, self._description.grid, self._workload)
-        twice = conclude([pairs], self._description.device)
-        return Latency(
-            1.0, "measured", twice.seconds, abs(twice.relative - 1.0), 2, twice.end_to_end_seconds, twice.detail
-        )
+    @property
+    def _rounds(self) -> int:
+        """A projected latency needs no repeats."""
+        return 1 if self._profile else self._repeats
 
     def _measurement(
         self, policy: SkipPolicy, latency: Latency, seen: list[CaseQuality], proofs: list[Coverage], started: float

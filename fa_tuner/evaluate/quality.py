@@ -9,7 +9,7 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fa_tuner.domain.errors import EngineError
-from fa_tuner.domain.measurement import IDENTICAL_DB, METRICS, CaseQuality
+from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality
 from fa_tuner.domain.workload import Case
 
 if TYPE_CHECKING:
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 SSIM_WINDOW = 7  # scikit-image's default
 # relative_l2 of anything against an all-black reference: vLLM-Omni's comparer says infinity, which is never stored
 RELATIVE_TO_BLACK = 1e6
-
-_IDENTICAL = {"psnr_db": IDENTICAL_DB, "worst_frame_psnr_db": IDENTICAL_DB, "ssim": 1.0, "cosine_similarity": 1.0}
-
-
-def identical(case: Case) -> CaseQuality:
-    """The quality of frames that equal the baseline's in every sample."""
-    return CaseQuality(case, {name: _IDENTICAL.get(name, 0.0) for name in METRICS}, identical=True)
 
 
 def compare(case: Case, reference: Frames, candidate: Frames) -> CaseQuality:
@@ -40,7 +33,7 @@ def compare(case: Case, reference: Frames, candidate: Frames) -> CaseQuality:
     if reference.shape != candidate.shape:
         raise EngineError(f"candidate frames have shape {candidate.shape}, the baseline's {reference.shape}")
     if np.array_equal(reference, candidate):
-        return identical(case)
+        return CaseQuality.of_identical(case)
     difference = candidate.astype(np.int32) - reference.astype(np.int32)
     squared_by_frame = np.square(difference).mean(axis=(1, 2, 3), dtype=np.float64)
     mse = float(squared_by_frame.mean())

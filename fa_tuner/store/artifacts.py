@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Artifacts:
-    """Lossless frames, one file a study, policy and case.
+    """Lossless frames and clips, one file of each a study, policy and case.
 
     Names on disk are SHA-256 digests; no client's text becomes a path. One process writes to a study at a time, any
     number read.
@@ -54,19 +54,19 @@ class Artifacts:
             raise ValueError(f"frames are {frames.dtype} {frames.shape}; expected uint8 [frames, height, width, 3]")
         packed = io.BytesIO()
         np.savez_compressed(packed, frames=frames)
-        path = self._path(study, policy_key, case_index)
-        unfinished = f"{self._folder(study)}/unfinished-{uuid.uuid4().hex}"
-        try:
-            replaced = self._files.size(path) if self._files.exists(path) else 0
-            if self.used_bytes() - replaced + packed.tell() > self._quota:
-                return False
-            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            self._files.pipe_file(unfinished, packed.getvalue())
-            self._files.mv(unfinished, path)
-        except (OSError, StoreError):
-            self._remove(unfinished)
-            return False
-        return True
+        return self._put(study, self._path(study, policy_key, case_index, "npz"), packed.getvalue())
+
+    def put_clip(self, study: str, policy_key: str, case_index: int, encoded: bytes) -> bool:
+        """Keep an encoded clip (MP4) for people to look at; as `put_frames`."""
+        return self._put(study, self._path(study, policy_key, case_index, "mp4"), encoded)
+
+    def clip(self, study: str, policy_key: str, case_index: int) -> bytes | None:
+        """The clip as it was put; None where there is none.
+
+        Raises:
+            StoreError: the file is there but cannot be read.
+        """
+        return self._read(self._path(study, policy_key, case_index, "mp4"))
 
     def frames(self, study: str, policy_key: str, case_index: int) -> Frames | None:
         """The frames as they were put; None where there are none, or where the file was damaged and is now removed.
@@ -74,13 +74,10 @@ class Artifacts:
         Raises:
             StoreError: the file is there but cannot be read.
         """
-        path = self._path(study, policy_key, case_index)
-        try:
-            packed = self._files.cat_file(path)
-        except (FileNotFoundError, NotADirectoryError):
+        path = self._path(study, policy_key, case_index, "npz")
+        packed = self._read(path)
+        if packed is None:
             return None
-        except OSError as error:
-            raise self._failed("read", error) from error
         unpacked = _unpacked(packed)
         if unpacked is None:
             self._remove(path)
@@ -133,8 +130,31 @@ class Artifacts:
     def _folder(self, study: str) -> str:
         return f"{self._root}/{digest(study)}"
 
-    def _path(self, study: str, policy_key: str, case_index: int) -> str:
-        return f"{self._folder(study)}/{digest(policy_key)}/{int(case_index)}.npz"
+    def _path(self, study: str, policy_key: str, case_index: int, kind: str) -> str:
+        return f"{self._folder(study)}/{digest(policy_key)}/{int(case_index)}.{kind}"
+
+    def _read(self, path: str) -> bytes | None:
+        try:
+            return bytes(self._files.cat_file(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._failed("read", error) from error
+
+    def _put(self, study: str, path: str, data: bytes) -> bool:
+        """Write under another name, then move: whole or not at all."""
+        unfinished = f"{self._folder(study)}/unfinished-{uuid.uuid4().hex}"
+        try:
+            replaced = self._files.size(path) if self._files.exists(path) else 0
+            if self.used_bytes() - replaced + len(data) > self._quota:
+                return False
+            self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            self._files.pipe_file(unfinished, data)
+            self._files.mv(unfinished, path)
+        except (OSError, StoreError):
+            self._remove(unfinished)
+            return False
+        return True
 
     def _remove(self, path: str) -> None:
         try:

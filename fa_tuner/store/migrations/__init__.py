@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
+_ONE_AT_A_TIME = Lock()  # alembic keeps the running migration in module globals
+
 
 def upgrade(connection: Connection) -> None:
     """Bring the database to the newest schema inside the connection's transaction."""
     config = _config()
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    with _ONE_AT_A_TIME:
+        command.upgrade(config, "head")
 
 
 @cache

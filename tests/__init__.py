@@ -1,0 +1,1 @@
+"""Tests mirror the rooms of `fa_tuner`; `support` is what several of them build on."""
