@@ -127,6 +127,8 @@ def render_recommendation(recommendation: Recommendation) -> None:
     out.print(f'skip_steps   "{policy.skip_steps}"')
     out.print(f'skip_layers  "{policy.skip_layers}"')
     out.print(f"latency      gain {latency.gain:.2%} over native{seconds}, {_source(recommendation.study)}")
+    if latency.end_to_end_seconds is not None:
+        out.print(f"end to end   {latency.end_to_end_seconds:.3f} s, all searched cases")
     out.print(f"PSNR         {measured.psnr_db('worst'):.2f} dB worst prompt, {measured.psnr_db('mean'):.2f} dB mean")
     out.print(f"asked for    {recommendation.requirement}")
     out.print(f"holds for    {spec.workload.steps} steps, {spec.workload.width}x{spec.workload.height}, "

@@ -189,7 +189,8 @@ class Requirement:
 @dataclass(frozen=True)
 class Measurement:
     """All that was measured of one policy. `holdout` is empty until the policy was checked on held-out prompts.
-    `seconds` is the wall-clock cost of measuring it."""
+    `seconds` is the wall-clock cost of measuring it; `detail` holds what the engine's own clock showed, which is no
+    latency of the device where the operator is emulated."""
 
     policy: SkipPolicy
     latency: Latency

@@ -91,7 +91,7 @@ class DiffusersEngine(Engine):
                     output_type="np",
                     **image,
                 ).frames[0]
-        except (RuntimeError, ValueError, NotImplementedError, MemoryError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
             raise EngineError(f"generation failed under {policy}: {type(error).__name__}: {error}") from error
         finally:
             board.policy = SkipPolicy()

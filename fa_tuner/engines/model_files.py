@@ -22,10 +22,10 @@ def locate(model: str, revision: str | None) -> Path:
         NotFoundError: neither a folder here nor a model there.
         EngineError: the hub cannot be reached and the model is not in its cache.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = local_path(model)
+    if path is not None and path.is_dir():
         return path
-    if path.exists():
+    if path is not None:
         raise UsageError(f"model {model} is a file; give the folder of a diffusers pipeline (it holds {_INDEX})")
     if not _HUB_ID.fullmatch(model):
         raise NotFoundError(
@@ -34,10 +34,20 @@ def locate(model: str, revision: str | None) -> Path:
     return _fetch(model, revision)
 
 
+def local_path(model: str) -> Path | None:
+    """The path here that `model` names, None where it names none."""
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for a path, or the home of a user that there is not
+        return None
+
+
 def _fetch(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -45,7 +55,7 @@ def _fetch(model: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.msgpack", "*.onnx"]))
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise NotFoundError(
             f"model {model} (revision {revision or 'main'}) is no folder here and not on the hub"
         ) from error
@@ -69,7 +79,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers model: it has no {_INDEX}; original Wan checkpoints must be converted, "
             "or take the repository whose name ends in -Diffusers"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{folder / _INDEX} cannot be read as JSON: {error}") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise UsageError(f"{folder / _INDEX} names no pipeline class")
@@ -95,7 +105,7 @@ def weights_digest(folder: Path) -> str:
     every tensor's name, type and place, and some of the values).
     """
     digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors"}):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin"}):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size}:".encode())
         with path.open("rb") as file:

@@ -19,13 +19,12 @@ def open_picture(path: Path) -> Any:
         NotFoundError: there is no such file.
         DocumentError: no picture, a truncated one, or one of more than `MAX_PIXELS` (checked before decoding).
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # our own bound, below, is the one that counts
+            # Pillow's remarks on odd metadata; of its bounds our own, below, is the one that counts
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
@@ -35,7 +34,7 @@ def open_picture(path: Path) -> Any:
                 return image.convert("RGB")
     except FileNotFoundError:
         raise NotFoundError(f"picture {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DocumentError(f"picture {path} cannot be read: {error}") from error
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
 
+from fa_tuner.domain.errors import EngineError
 from fa_tuner.domain.measurement import CaseQuality, Coverage, Latency, Measurement
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline
@@ -94,7 +96,7 @@ class Evaluator:
         self.warm_up()
         seen: list[CaseQuality] = []
         coverages: list[Coverage] = []
-        frames: list[Frames] = []
+        generations: list[Generation] = []
         rounds: list[list[Pair]] = []
         for repeat in range(self._rounds):
             row = []
@@ -103,8 +105,7 @@ class Evaluator:
                 coverages.append(coverage.prove(self._description, policy, generation))
                 if repeat == 0:
                     seen.append(self._compare(case, generation))
-                    if generation.frames is not None:
-                        frames.append(generation.frames)
+                    generations.append(generation)
                 if self._profile is None:
                     row.append(_pair(self._engine.generate(NATIVE, case), generation))
             rounds.append(row)
@@ -112,7 +113,15 @@ class Evaluator:
             latency = self._profile.project(policy, self._description.grid, self._workload)
         else:
             latency = conclude(rounds, self._description.device)
-        return self._measurement(policy, latency, seen, coverages, started), frames
+        measurement = replace(
+            self._measurement(policy, latency, seen, coverages, started),
+            peak_memory_mb=max((g.peak_memory_mb for g in generations if g.peak_memory_mb is not None), default=None),
+            detail={
+                "engine_denoise_seconds": math.fsum(g.denoise_seconds for g in generations),
+                "engine_end_to_end_seconds": math.fsum(g.end_to_end_seconds for g in generations),
+            },
+        )
+        return measurement, [g.frames for g in generations if g.frames is not None]
 
     def check_holdout(self, policy: SkipPolicy) -> tuple[CaseQuality, ...]:
         """Quality on the held-out prompts, which the search has not seen. Raises as `measure`."""
@@ -128,12 +137,13 @@ class Evaluator:
         return tuple(seen)
 
     def _compare(self, case: Case, generation: Generation) -> CaseQuality:
-        reference = self._reference.get(case)
         if generation.recorded is not None:
             return generation.recorded
+        reference = self._reference.get(case)
+        if reference is None or generation.frames is None:
+            raise EngineError(f"the engine returned no frames for prompt {case.prompt[:40]!r}; nothing can be compared")
         from fa_tuner.evaluate.quality import compare
 
-        assert reference is not None and generation.frames is not None, "the baseline runs before any candidate"
         return compare(case, reference, generation.frames)
 
     @property
@@ -148,6 +158,10 @@ class Evaluator:
 
 
 def _pair(native: Generation, candidate: Generation) -> Pair:
+    for run in (native, candidate):
+        for seconds in (run.denoise_seconds, run.end_to_end_seconds):
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise EngineError(f"the engine returned a time of {seconds} seconds; nothing can be concluded from it")
     return Pair(
         candidate.denoise_seconds, native.denoise_seconds, candidate.end_to_end_seconds, native.end_to_end_seconds
     )

@@ -78,9 +78,13 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         text = (_SHIPPED / f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return _read(parse_yaml(text, "device profile", name_or_path), name_or_path)
     path = Path(name_or_path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError:  # a name too long for a path
+        found = False
+    if not found:
         raise NotFoundError(
-            f"device profile {name_or_path} is no file and none of those shipped ({', '.join(shipped_profiles())})"
+            f"device profile {name_or_path[:200]} is no file and none of those shipped ({', '.join(shipped_profiles())})"
         )
     return _read(read_yaml(path, "device profile"), name_or_path)
 
@@ -94,7 +98,7 @@ def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:
     known = {"name", "device", "source", "dit_seconds", "attention_seconds", "quantized_attention_seconds", "workload"}
     if unknown := set(document) - known:
         raise DocumentError(
-            f"device profile {where}: unknown key {min(unknown)!r}; known are {', '.join(sorted(known))}"
+            f"device profile {where}: unknown key {min(unknown, key=str)!r}; known are {', '.join(sorted(known))}"
         )
     for key in ("name", "source", "dit_seconds", "attention_seconds", "quantized_attention_seconds"):
         if key not in document:
@@ -102,6 +106,12 @@ def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:
     quantized = document["quantized_attention_seconds"]
     if not isinstance(quantized, Mapping) or not quantized:
         raise DocumentError(f"device profile {where}: quantized_attention_seconds must map dtypes to seconds")
+    workload = document.get("workload") or {}
+    if not isinstance(workload, Mapping) or (odd := set(workload) - {*_WORKLOAD_KEYS, "model_contains"}):
+        what = f"has the unknown key {min(odd, key=str)!r}" if isinstance(workload, Mapping) else "is no mapping"
+        raise DocumentError(
+            f"device profile {where}: workload {what}; it takes {', '.join(_WORKLOAD_KEYS)} and model_contains"
+        )
     profile = DeviceProfile(
         name=str(document["name"]),
         source=str(document["source"]),
@@ -110,7 +120,7 @@ def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:
         quantized_attention_seconds={
             str(k): seconds(v, f"quantized_attention_seconds.{k}") for k, v in quantized.items()
         },
-        workload=dict(document.get("workload") or {}),
+        workload=dict(workload),
     )
     if profile.attention_seconds > profile.dit_seconds:
         raise DocumentError(f"device profile {where}: attention_seconds exceeds dit_seconds, of which it is a part")

@@ -28,10 +28,12 @@ def compare(case: Case, reference: Frames, candidate: Frames) -> CaseQuality:
         reference, candidate: uint8 RGB [frames, height, width, 3].
 
     Raises:
-        EngineError: the shapes differ, so the candidate cannot be compared.
+        EngineError: the shapes differ or one is no such clip, so the candidate cannot be compared.
     """
     if reference.shape != candidate.shape:
         raise EngineError(f"candidate frames have shape {candidate.shape}, the baseline's {reference.shape}")
+    _check(reference)
+    _check(candidate)
     if np.array_equal(reference, candidate):
         return CaseQuality.of_identical(case)
     difference = candidate.astype(np.int32) - reference.astype(np.int32)
@@ -55,6 +57,15 @@ def compare(case: Case, reference: Frames, candidate: Frames) -> CaseQuality:
             "cosine_similarity": cosine,
         },
     )
+
+
+def _check(frames: Frames) -> None:
+    shape = frames.shape
+    if frames.dtype != np.uint8 or len(shape) != 4 or not shape[0] or shape[3] != 3 or min(shape[1:3]) < SSIM_WINDOW:
+        raise EngineError(
+            f"the engine returned {frames.dtype} frames of shape {shape}; expected uint8 [frames, height, width, 3] of "
+            f"at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels"
+        )
 
 
 def _norm(x: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> float:

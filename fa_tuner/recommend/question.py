@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError
+from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError, ThresholdError
 from fa_tuner.domain.measurement import Requirement
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
 from fa_tuner.recommend.choice import best, candidates, check_floor
@@ -86,7 +86,7 @@ def recommend(store: Studies, question: Question) -> Recommendation:
     for study in matching:
         try:
             return recommend_from(study, store.evaluations(study.spec.name), question.requirement)
-        except NothingQualifiesError as error:
+        except (NothingQualifiesError, ThresholdError) as error:
             refused = refused or error
     assert refused is not None
     raise refused

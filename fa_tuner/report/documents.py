@@ -44,6 +44,7 @@ def measurement_document(measurement: Measurement, how: Aggregate) -> dict[str, 
             "native_calls": coverage.native_calls,
         },
         "seconds": measurement.seconds,
+        "detail": dict(measurement.detail),
     }  # fmt: skip
     # a number is promised wherever a key is there, so what is not known is left out
     for key, value in (("seconds", latency.seconds), ("end_to_end_seconds", latency.end_to_end_seconds)):
