@@ -5,9 +5,10 @@ Run it with `uvicorn --factory fa_tuner_api:create_app`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Query
+from fastapi import Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from fa_tuner.domain.measurement import PRESETS
@@ -36,15 +37,18 @@ class RecommendationQuery(BaseModel):
     frames: int | None = Field(None, ge=1, le=2048)
 
 
+def opened(request: Request) -> Iterator[Store]:
+    """The store, for as long as one request takes."""
+    with Store.open(request.app.state.storage) as store:
+        yield store
+
+
 def create_app(settings: StoreSettings | None = None) -> FastAPI:
     """`settings` default to the environment's (`FA_TUNE_STORAGE`). The store is opened for each request."""
     chosen = settings or load(StoreSettings, {})
     app = FastAPI(title="fa-tune", description="Which skip selectors for this model and workload?", version="1")
+    app.state.storage = chosen.url
     install_problem_handlers(app)
-
-    def opened() -> Any:
-        with Store.open(chosen.url) as store:
-            yield store
 
     @app.get("/healthz", summary="Whether the service runs; asks no database")
     def healthz() -> dict[str, str]:

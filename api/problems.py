@@ -38,3 +38,9 @@ def install_problem_handlers(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(Exception)
+    def _unforeseen(_request: Request, error: Exception) -> JSONResponse:
+        # the server's log has the rest; what an unforeseen error says may hold a secret
+        _, status, kind = outcome(type(error))
+        return problem(status, kind, f"internal error: {type(error).__name__}; the server's log says where")

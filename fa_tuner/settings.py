@@ -27,6 +27,8 @@ from fa_tuner.documents import read_yaml
 from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
 from fa_tuner.domain.measurement import PRESETS, Constraint, Requirement
 from fa_tuner.domain.workload import Workload, fingerprint_of, split_holdout
+from fa_tuner.engines.model_files import local_path
+from fa_tuner.engines.registry import engine_names
 from fa_tuner.tuning import TuneRequest
 
 PREFIX = "FA_TUNE_"
@@ -34,6 +36,9 @@ S = TypeVar("S", bound="StoreSettings")
 DEFAULT_MIN_PSNR = 30.0
 DEFAULT_TRIALS = 40
 MAX_PROMPTS_BYTES = 4 * 2**20
+_SHAPE = (
+    "height", "width", "frames", "steps", "guidance", "guidance_2", "negative_prompt", "flow_shift", "boundary_ratio",
+)  # fmt: skip
 
 
 class StoreSettings(BaseSettings):
@@ -128,10 +133,10 @@ class RunSettings(StoreSettings):
     def workload(self) -> Workload:
         if not self.model:
             raise UsageError("which model? give --model PATH_OR_ID")
+        if self.engine not in engine_names():
+            raise UsageError(f"engine {self.engine[:40]!r} is unknown; installed are {', '.join(engine_names())}")
         if self.engine == "replay" and not self.prompts and self.prompts_file is None:
-            from fa_tuner.engines.replay import ReplayEngine
-
-            return replace(ReplayEngine.recorded_workload(Path(model_identity(self.model))), options=self.engine_args)
+            return self._recorded_workload()
         prompts = (*self.prompts, *(_read_prompts(self.prompts_file) if self.prompts_file else ()))
         searched, holdout = split_holdout(tuple(prompts), tuple(self.holdout_prompts))
         image = None
@@ -145,6 +150,18 @@ class RunSettings(StoreSettings):
             steps=self.steps, guidance=self.guidance, guidance_2=self.guidance_2, negative_prompt=self.negative_prompt,
             flow_shift=self.flow_shift, boundary_ratio=self.boundary_ratio, image=image,
         )  # fmt: skip
+
+    def _recorded_workload(self) -> Workload:
+        """The landscape's own, with what was given beside it: the engine refuses what was not recorded."""
+        from fa_tuner.engines.replay import ReplayEngine
+
+        recorded = ReplayEngine.recorded_workload(Path(model_identity(self.model)))
+        given: dict[str, Any] = {name: getattr(self, name) for name in _SHAPE if name in self.model_fields_set}
+        if "seeds" in self.model_fields_set:
+            given["seeds"] = tuple(self.seeds)
+        if self.holdout_prompts:
+            given["holdout"] = tuple(self.holdout_prompts)
+        return replace(recorded, **given, options=self.engine_args)
 
     def request(self) -> TuneRequest:
         workload, wanted = self.workload(), self.requirement()
@@ -185,10 +202,10 @@ class StudyFileSource(PydanticBaseSettingsSource):
             return {}
         values = read_yaml(self.path, "study file")
         known = self.settings_cls.model_fields
-        if unknown := sorted(key for key in values if key not in known or key == "study_file"):
+        if unknown := sorted((key for key in values if key not in known or key == "study_file"), key=str):
             raise DocumentError(f"study file {self.path}: unknown key {unknown[0]!r}; `fa-tune config` lists the keys")
         for name in self.paths:
-            if isinstance(values.get(name), str) and (beside := self.path.parent / values[name]).exists():
+            if isinstance(values.get(name), str) and (beside := local_path(str(self.path.parent / values[name]))):
                 values[name] = str(beside)
         return values
 
@@ -250,8 +267,8 @@ def requirement(
 
 def model_identity(model: str) -> str:
     """A local model goes by its absolute path, so that it is found again from any folder."""
-    path = Path(model).expanduser()
-    return str(path.resolve()) if path.exists() else model
+    path = local_path(model)
+    return str(path.resolve()) if path else model
 
 
 def parse_duration(text: str) -> float:
@@ -276,7 +293,7 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise NotFoundError(f"prompts file {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise DocumentError(f"prompts file {path} cannot be read as UTF-8 text: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     if not prompts:

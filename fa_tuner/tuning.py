@@ -14,12 +14,13 @@ from fa_tuner.domain.errors import (
     InterruptedByUser,
     NotFoundError,
     NotQuantizedError,
+    ThresholdError,
     UsageError,
 )
 from fa_tuner.domain.measurement import Measurement, Requirement
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
+from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec, check_name
 from fa_tuner.domain.workload import Workload
 from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.evaluator import Evaluator
@@ -56,6 +57,9 @@ class TuneRequest:
     tries: tuple[str, ...] = ()
     profile: str | None = None
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        check_name(self.study)  # before an engine is opened for it
 
 
 class Observer(Protocol):
@@ -131,7 +135,7 @@ def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Obs
         except NotQuantizedError as error:
             store.set_state(request.study, "failed", str(error))
             raise
-        except EngineError as error:
+        except (EngineError, ThresholdError) as error:
             run.stop_if_stored("failed", str(error))
             raise
         except KeyboardInterrupt:
@@ -206,7 +210,7 @@ class _Run:
             return
         if differences := _differences(stored.spec, self.spec):
             if self.store.count(name) <= 1:  # nothing but a baseline: a threshold that was refused may be corrected
-                self.store.delete_study(name)
+                self._forget(name)
                 self.store.create_study(self.spec, self.target)
                 return
             raise ConflictError(
@@ -217,6 +221,14 @@ class _Run:
         self.store.set_state(name, "running")
         self.evaluations = {e.policy.key: e for e in self.store.evaluations(name)}
 
+    def _forget(self, name: str) -> None:
+        """What was queued for a study would otherwise be asked for in the one that takes its name."""
+        from fa_tuner.search.study import delete
+
+        delete(self.search_storage, [name])
+        self.artifacts.delete(name)
+        self.store.delete_study(name)
+
     def _baseline(self) -> None:
         """Run, or take over, the native baseline; refuse a threshold above its noise floor."""
         name, workload = self.spec.name, self.spec.workload
@@ -226,7 +238,8 @@ class _Run:
         if donor and taken is not None:
             baseline = self.store.study(donor).baseline
             assert baseline is not None
-            self.evaluator.adopt_baseline(taken)
+            if taken:
+                self.evaluator.adopt_baseline(taken)
             native = self.store.evaluation(donor, NATIVE.key)
         else:
             measurement, baseline = self.evaluator.run_baseline()
@@ -240,7 +253,9 @@ class _Run:
         self.observer.baseline(baseline, reused=taken is not None)
 
     def _kept_baseline(self, donor: str) -> list[Frames] | None:
-        """The kept frames of an earlier baseline, None unless all of them are there."""
+        """The kept frames of an earlier baseline, None unless all of them are there. A record needs none."""
+        if self.description.operator == "replayed":
+            return []
         kept = [self.artifacts.frames(donor, NATIVE.key, i) for i in range(len(self.spec.workload.cases))]
         frames = [f for f in kept if f is not None]
         return frames if len(frames) == len(kept) else None

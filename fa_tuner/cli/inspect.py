@@ -26,7 +26,8 @@ def config(
     origin = sources(flags, settings)
     values = settings.model_dump(mode="json")
     values["storage"] = _without_password(settings.url)
-    values["artifacts"] = _without_password(settings.artifact_root)
+    artifacts = settings.artifact_root
+    values["artifacts"] = _without_password(artifacts) if "://" in artifacts else artifacts
     if json_:
         print_json({name: {"value": value, "from": origin[name]} for name, value in values.items()})
         return
@@ -76,10 +77,13 @@ def doctor(json_: Json = False) -> None:
 
 
 def _without_password(url: str) -> str:
+    """A URL as it may be printed; where it is none it may still hold a password, in whatever place."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    from fa_tuner.store.failures import shown
+
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+        return shown(make_url(url))
+    except (ArgumentError, ValueError):
+        return "(not shown, as it is no URL)"

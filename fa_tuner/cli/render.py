@@ -22,9 +22,9 @@ __all__ = ["plan_document", "print_json", "render_plan", "render_result", "resul
 
 
 def console() -> Console:
-    """Stdout; wide where it is not a terminal, so that no cell of a piped table is cut."""
+    """Stdout; endless lines where it is not a terminal, so that nothing piped is cut or wrapped."""
     out = Console(highlight=False, markup=False)
-    return out if out.is_terminal else Console(highlight=False, markup=False, width=160)
+    return out if out.is_terminal else Console(highlight=False, markup=False, width=10_000)
 
 
 def print_json(document: Any) -> None:

@@ -17,6 +17,18 @@ MAX_NAME = 200
 StudyState = Literal["running", "finished", "interrupted", "failed"]
 
 
+def check_name(name: str) -> None:
+    """
+    Raises:
+        UsageError: no study can have this name.
+    """
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise UsageError(
+            f"study name {name[:40]!a} is empty, longer than {MAX_NAME} characters, or holds control "
+            "characters; choose another --study"
+        )
+
+
 @dataclass(frozen=True)
 class StudySpec:
     """What a study is: fixed when it is created. `environment` is `engines.base.Description.environment`;
@@ -33,11 +45,7 @@ class StudySpec:
     latency_profile: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():
-            raise UsageError(
-                f"study name {self.name[:40]!a} is empty, longer than {MAX_NAME} characters, or holds control "
-                "characters; choose another --study"
-            )
+        check_name(self.name)
 
     @property
     def grid(self) -> Grid:

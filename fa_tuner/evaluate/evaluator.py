@@ -51,7 +51,7 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                first, second = (self._engine.generate(NATIVE, case) for _ in range(2))
+                first, second = (self._generate(NATIVE, case) for _ in range(2))
                 coverages += [coverage.prove(self._description, NATIVE, g) for g in (first, second)]
                 row.append(_pair(first, second))
                 if repeat == 0:
@@ -77,7 +77,7 @@ class Evaluator:
     def warm_up(self) -> None:
         """Before any timing: caches, lazy initialisation and clocks settle under one untimed generation."""
         if self._profile is None and not self._warm:
-            self._engine.generate(NATIVE, self._workload.cases[0])
+            self._generate(NATIVE, self._workload.cases[0])
         self._warm = True
 
     def reference_frames(self) -> list[Frames]:
@@ -101,13 +101,13 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                generation = self._engine.generate(policy, case)
+                generation = self._generate(policy, case)
                 coverages.append(coverage.prove(self._description, policy, generation))
                 if repeat == 0:
                     seen.append(self._compare(case, generation))
                     generations.append(generation)
                 if self._profile is None:
-                    row.append(_pair(self._engine.generate(NATIVE, case), generation))
+                    row.append(_pair(self._generate(NATIVE, case), generation))
             rounds.append(row)
         if self._profile:
             latency = self._profile.project(policy, self._description.grid, self._workload)
@@ -128,13 +128,20 @@ class Evaluator:
         seen = []
         for case in self._workload.holdout_cases:
             if case not in self._reference:
-                native = self._engine.generate(NATIVE, case)
+                native = self._generate(NATIVE, case)
                 coverage.prove(self._description, NATIVE, native)
                 self._reference[case] = native.frames
-            generation = self._engine.generate(policy, case)
+            generation = self._generate(policy, case)
             coverage.prove(self._description, policy, generation)
             seen.append(self._compare(case, generation))
         return tuple(seen)
+
+    def _generate(self, policy: SkipPolicy, case: Case) -> Generation:
+        generation = self._engine.generate(policy, case)
+        for seconds in (generation.denoise_seconds, generation.end_to_end_seconds):
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise EngineError(f"the engine returned a time of {seconds} seconds; nothing can be concluded from it")
+        return generation
 
     def _compare(self, case: Case, generation: Generation) -> CaseQuality:
         if generation.recorded is not None:
@@ -158,10 +165,6 @@ class Evaluator:
 
 
 def _pair(native: Generation, candidate: Generation) -> Pair:
-    for run in (native, candidate):
-        for seconds in (run.denoise_seconds, run.end_to_end_seconds):
-            if not (math.isfinite(seconds) and seconds > 0):
-                raise EngineError(f"the engine returned a time of {seconds} seconds; nothing can be concluded from it")
     return Pair(
         candidate.denoise_seconds, native.denoise_seconds, candidate.end_to_end_seconds, native.end_to_end_seconds
     )

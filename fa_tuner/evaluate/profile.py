@@ -84,7 +84,8 @@ def load_profile(name_or_path: str) -> DeviceProfile:
         found = False
     if not found:
         raise NotFoundError(
-            f"device profile {name_or_path[:200]} is no file and none of those shipped ({', '.join(shipped_profiles())})"
+            f"device profile {name_or_path[:200]} is no file and none of those shipped "
+            f"({', '.join(shipped_profiles())})"
         )
     return _read(read_yaml(path, "device profile"), name_or_path)
 

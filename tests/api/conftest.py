@@ -1,0 +1,45 @@
+"""The service on a store of its own, and studies to put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fa_tuner_api import create_app
+
+from fa_tuner.engines.synthetic import synthetic_landscape
+from fa_tuner.settings import StoreSettings, load_run_settings
+from fa_tuner.store.artifacts import Artifacts
+from fa_tuner.store.repository import Store
+from fa_tuner.tuning import tune
+from tests.support.observers import Silent
+from tests.support.service import Service
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoreSettings:
+    for name in ("FA_TUNE_STORAGE", "FA_TUNE_ARTIFACTS"):
+        monkeypatch.delenv(name, raising=False)
+    return StoreSettings(storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def service(settings: StoreSettings) -> Service:
+    return Service(create_app(settings))
+
+
+@pytest.fixture
+def tuned(settings: StoreSettings, tmp_path: Path) -> Callable[..., str]:
+    """`tuned(trials=8)` tunes a landscape into the service's store; returns the model's name."""
+
+    def run(trials: int = 8, seed: int = 3, **more: Any) -> str:
+        model = tmp_path / f"landscape-{seed}.json"
+        synthetic_landscape(6, 4, prompts=2, holdout=1, seed=seed).write(model)
+        chosen = load_run_settings({"engine": "replay", "model": str(model), "trials": trials, **more})
+        with Store.open(settings.url) as store:
+            tune(chosen.request(), store, Artifacts(settings.artifact_root, 2**20), Silent(), settings.url)
+        return str(model)
+
+    return run

@@ -1,0 +1,129 @@
+"""What every sampler promises, run over each of them through `PolicySearch` (fa_tuner/search/samplers.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.search.space import names
+from fa_tuner.search.study import PolicySearch, Score, open_storage
+from tests.support.quick_disk import quick_folder
+
+SAMPLERS = ["tpe", "nsga2", "random", "brute-force"]
+GRID = Grid(5, (0, 2, 3, 7, 9))
+MEMORY = "sqlite:///:memory:"
+
+
+@pytest.fixture(params=SAMPLERS)
+def sampler(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with quick_folder() as made:
+        yield made
+
+
+def searching(sampler: str, seed: int = 3, storage: str = MEMORY, grid: Grid = GRID) -> PolicySearch:
+    return PolicySearch(storage, "s", "fp8", grid, sampler, seed)
+
+
+def score(policy: SkipPolicy, grid: Grid = GRID) -> Score:
+    """More cells are faster and worse; the last step and the first layer hurt most."""
+    hurt = sum(
+        (1 + step) / (1 + layer)
+        for step in policy.quantized_steps(grid) for layer in policy.quantized_layers(grid)
+        if not policy.is_native
+    )  # fmt: skip
+    psnr_db = 100.0 if policy.is_native else 45 - hurt
+    return Score(1 - 0.1 * policy.share(grid), psnr_db, {"psnr_db>=30": 30 - psnr_db})
+
+
+def walk(search: PolicySearch, count: int) -> list[str]:
+    """The keys of `count` proposals, each answered."""
+    keys = []
+    for _ in range(count):
+        proposal = search.ask()
+        assert proposal.policy == proposal.policy.on(search.grid)
+        keys.append(proposal.policy.key)
+        search.tell(proposal, score(proposal.policy, search.grid))
+    return keys
+
+
+def test_the_same_seed_proposes_the_same(sampler: str) -> None:
+    assert walk(searching(sampler), 16) == walk(searching(sampler), 16)
+
+
+def test_another_seed_proposes_something_else(sampler: str) -> None:
+    assert walk(searching(sampler, seed=3), 8) != walk(searching(sampler, seed=4), 8)
+
+
+def test_it_proposes_binary_parameters_of_the_grid_alone(sampler: str, folder: Path) -> None:
+    storage = f"sqlite:///{folder / 'o.db'}"
+    search = searching(sampler, storage=storage)
+    for _ in range(14):
+        proposal = search.ask()
+        assert list(proposal.trial.params) == list(names(GRID))
+        assert all(type(value) is bool for value in proposal.trial.params.values())
+        assert proposal.policy.dtype in ("fp8", "native")
+        assert set(proposal.policy.skip_layers) <= set(GRID.layers)
+        search.tell(proposal, score(proposal.policy))
+    for trial in optuna.load_study(study_name="s", storage=open_storage(storage)).get_trials():
+        assert {repr(d) for d in trial.distributions.values()} == {
+            repr(optuna.distributions.CategoricalDistribution((False, True)))
+        }
+
+
+def test_a_resumed_search_does_not_begin_with_the_same_numbers(sampler: str, folder: Path) -> None:
+    storage = f"sqlite:///{folder / 'o.db'}"
+    before = walk(searching(sampler, storage=storage), 6)
+    after = walk(searching(sampler, storage=storage), 6)
+    assert after != before
+    assert len(set(before) & set(after)) <= 1  # of 962 policies, by chance
+    assert len(optuna.load_study(study_name="s", storage=open_storage(storage)).get_trials()) == 12
+
+
+def test_resuming_is_reproducible_too(sampler: str, folder: Path) -> None:
+    walks = []
+    for name in ("a.db", "b.db"):
+        storage = f"sqlite:///{folder / name}"
+        walks.append(walk(searching(sampler, storage=storage), 5) + walk(searching(sampler, storage=storage), 8))
+    assert walks[0] == walks[1]
+
+
+def test_queued_policies_come_first(sampler: str) -> None:
+    search = searching(sampler)
+    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("/", "0,1/", "4/0", "/2,3,7,9")]
+    walk(search, 3)
+    for policy in queued:
+        search.enqueue(policy, "try")
+    assert walk(search, 4) == [policy.key for policy in queued]
+    assert search.ask().origin == "sampler"
+
+
+def test_a_failed_policy_does_not_stop_it(sampler: str) -> None:
+    search = searching(sampler)
+    for _ in range(4):
+        search.tell_failed(search.ask())
+    walk(search, 8)
+
+
+def test_it_learns_of_what_was_added_without_asking(sampler: str) -> None:
+    search = searching(sampler)
+    for text in ("/", "0/", "/0", "4/9"):
+        policy = SkipPolicy.parse(text, "fp8", GRID)
+        search.add(policy, "try", score(policy))
+    walk(search, 12)
+
+
+def test_every_policy_can_be_proposed(sampler: str) -> None:
+    """No corner of a small grid is out of reach, the native policy included."""
+    grid = Grid(2, (5,))
+    assert set(walk(searching(sampler, grid=grid), 60 if sampler != "brute-force" else 8)) >= {
+        "fp8:/", "fp8:0/", "fp8:1/"
+    }  # fmt: skip

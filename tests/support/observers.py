@@ -1,0 +1,20 @@
+"""Who watches a study in tests."""
+
+from __future__ import annotations
+
+from fa_tuner.domain.measurement import Measurement
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.study import Baseline, Evaluation
+from fa_tuner.engines.base import Description
+
+
+class Silent:
+    """A `tuning.Observer` that says nothing and never stops."""
+
+    def opened(self, description: Description, policies: int) -> None: ...
+    def baseline(self, baseline: Baseline, reused: bool) -> None: ...
+    def evaluated(self, evaluation: Evaluation, done: int, best: Measurement | None) -> None: ...
+    def holdout(self, policy: SkipPolicy, met: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop_requested(self) -> bool:
+        return False
