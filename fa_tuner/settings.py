@@ -290,7 +290,7 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     try:
         if path.stat().st_size > MAX_PROMPTS_BYTES:
             raise DocumentError(f"prompts file {path} is larger than {MAX_PROMPTS_BYTES} bytes")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise NotFoundError(f"prompts file {path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path

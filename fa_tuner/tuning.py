@@ -356,7 +356,11 @@ class _Run:
             if not order or order[0].holdout_met(self.spec.requirement):
                 return
             policy = order[0].policy
-            cases = self.evaluator.check_holdout(policy)
+            try:
+                cases = self.evaluator.check_holdout(policy)
+            except EngineError as error:
+                self.observer.note(f"{policy} could not be checked on the held-out prompts: {error}")
+                return
             self.store.set_holdout(self.spec.name, policy.key, cases)
             self.evaluations = {e.policy.key: e for e in self.store.evaluations(self.spec.name)}
             self.observer.holdout(policy, self.spec.requirement.met_by(cases))

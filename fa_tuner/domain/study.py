@@ -44,9 +44,6 @@ class StudySpec:
     latency_source: LatencySource
     latency_profile: str | None = None
 
-    def __post_init__(self) -> None:
-        check_name(self.name)
-
     @property
     def grid(self) -> Grid:
         return Grid(self.environment["steps"], tuple(self.environment["layers"]))

@@ -51,8 +51,8 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                first, second = (self._generate(NATIVE, case) for _ in range(2))
-                coverages += [coverage.prove(self._description, NATIVE, g) for g in (first, second)]
+                (first, proof), (second, other) = (self._generate(NATIVE, case) for _ in range(2))
+                coverages += [proof, other]
                 row.append(_pair(first, second))
                 if repeat == 0:
                     self._reference[case] = first.frames
@@ -101,13 +101,13 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                generation = self._generate(policy, case)
-                coverages.append(coverage.prove(self._description, policy, generation))
+                generation, proof = self._generate(policy, case)
+                coverages.append(proof)
                 if repeat == 0:
                     seen.append(self._compare(case, generation))
                     generations.append(generation)
                 if self._profile is None:
-                    row.append(_pair(self._generate(NATIVE, case), generation))
+                    row.append(_pair(self._generate(NATIVE, case)[0], generation))
             rounds.append(row)
         if self._profile:
             latency = self._profile.project(policy, self._description.grid, self._workload)
@@ -128,20 +128,17 @@ class Evaluator:
         seen = []
         for case in self._workload.holdout_cases:
             if case not in self._reference:
-                native = self._generate(NATIVE, case)
-                coverage.prove(self._description, NATIVE, native)
-                self._reference[case] = native.frames
-            generation = self._generate(policy, case)
-            coverage.prove(self._description, policy, generation)
-            seen.append(self._compare(case, generation))
+                self._reference[case] = self._generate(NATIVE, case)[0].frames
+            seen.append(self._compare(case, self._generate(policy, case)[0]))
         return tuple(seen)
 
-    def _generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def _generate(self, policy: SkipPolicy, case: Case) -> tuple[Generation, Coverage]:
+        """One run, native or not, never without its proof."""
         generation = self._engine.generate(policy, case)
         for seconds in (generation.denoise_seconds, generation.end_to_end_seconds):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise EngineError(f"the engine returned a time of {seconds} seconds; nothing can be concluded from it")
-        return generation
+        return generation, coverage.prove(self._description, policy, generation)
 
     def _compare(self, case: Case, generation: Generation) -> CaseQuality:
         if generation.recorded is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from fa_tuner.domain.errors import NothingQualifiesError, ThresholdError
 from fa_tuner.domain.measurement import Aggregate, Measurement, Requirement
@@ -14,10 +15,11 @@ from fa_tuner.domain.study import Baseline, Evaluation
 
 @dataclass(frozen=True)
 class Candidate:
-    """An evaluation that has a measurement."""
+    """An evaluation that has a measurement. `native_spread` is what timing noise makes of two native runs."""
 
     evaluation: Evaluation
     measurement: Measurement
+    native_spread: float = 0.0
 
     @property
     def policy(self) -> SkipPolicy:
@@ -29,7 +31,7 @@ class Candidate:
     @property
     def gains_beyond_noise(self) -> bool:
         latency = self.measurement.latency
-        return not self.policy.is_native and latency.gain > latency.spread * latency.relative
+        return not self.policy.is_native and latency.gain > max(latency.spread * latency.relative, self.native_spread)
 
     def holdout_met(self, requirement: Requirement) -> bool | None:
         """None where no held-out prompt has been generated under this policy."""
@@ -37,7 +39,10 @@ class Candidate:
 
 
 def candidates(evaluations: Iterable[Evaluation]) -> list[Candidate]:
-    return [Candidate(e, e.measurement) for e in evaluations if e.measurement is not None]
+    """The measured ones of a study's evaluations."""
+    measured = [(e, e.measurement) for e in evaluations if e.measurement is not None]
+    noise = max((m.latency.spread for _, m in measured if m.policy.is_native), default=0.0)
+    return [Candidate(e, m, noise) for e, m in measured]
 
 
 def pareto_front(measured: Iterable[Candidate], how: Aggregate) -> list[Candidate]:
@@ -51,19 +56,22 @@ def ranked(measured: Iterable[Candidate], requirement: Requirement) -> list[Cand
     Candidates whose latencies differ by less than their spread are ties, and go by the shorter selectors.
     One that failed on held-out prompts does not meet it.
     """
-    left = [
+    qualified = (
         c
         for c in measured
         if c.gains_beyond_noise and requirement.met_by(c.measurement.cases) and c.holdout_met(requirement) is not False
+    )
+    left = [
+        ((_selector_length(c), c.measurement.latency.relative, -c.measurement.psnr_db()), c)
+        for c in sorted(qualified, key=lambda c: c.measurement.latency.relative)
     ]
     order: list[Candidate] = []
     while left:
-        fastest = min(left, key=lambda c: c.measurement.latency.relative).measurement.latency
+        fastest = left[0][1].measurement.latency
         reach = fastest.relative * (1 + fastest.spread)
-        ties = [c for c in left if c.measurement.latency.relative <= reach]
-        best = min(ties, key=lambda c: (_selector_length(c), c.measurement.latency.relative, -c.measurement.psnr_db()))
-        order.append(best)
-        left.remove(best)
+        ties = takewhile(lambda entry: entry[1].measurement.latency.relative <= reach, left)  # noqa: B023 - used here
+        place = min(enumerate(key for key, _ in ties), key=lambda entry: entry[1])[0]
+        order.append(left.pop(place)[1])
     return order
 
 

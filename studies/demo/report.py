@@ -88,7 +88,7 @@ def main() -> None:
     grid, measure = engine.describe().grid, worst_psnr(engine, workload)
     everything = {dtype: measure(SkipPolicy(dtype)) for dtype in DTYPES}
     lines = [
-        f"Worst-prompt PSNR in dB against the native run, {grid}, over the {len(workload.cases)} cases of `study.yaml`.",
+        f"Worst-prompt PSNR in dB against the native run, {grid}, over the prompts searched in `study.yaml`.",
         "",
         "| quantized | " + " | ".join(DTYPES) + " |",
         "|---|" + "---|" * len(DTYPES),

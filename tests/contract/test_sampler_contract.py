@@ -14,7 +14,8 @@ from fa_tuner.search.study import PolicySearch, Score, open_storage
 from tests.support.quick_disk import quick_folder
 
 SAMPLERS = ["tpe", "nsga2", "random", "brute-force"]
-GRID = Grid(5, (0, 2, 3, 7, 9))
+GRID = Grid(4, (0, 2, 3, 7))
+WIDE = Grid(6, (0, 2, 3, 7, 9))
 MEMORY = "sqlite:///:memory:"
 
 
@@ -56,17 +57,17 @@ def walk(search: PolicySearch, count: int) -> list[str]:
 
 
 def test_the_same_seed_proposes_the_same(sampler: str) -> None:
-    assert walk(searching(sampler), 16) == walk(searching(sampler), 16)
+    assert walk(searching(sampler), 13) == walk(searching(sampler), 13)
 
 
 def test_another_seed_proposes_something_else(sampler: str) -> None:
-    assert walk(searching(sampler, seed=3), 8) != walk(searching(sampler, seed=4), 8)
+    assert walk(searching(sampler, seed=3), 5) != walk(searching(sampler, seed=4), 5)
 
 
 def test_it_proposes_binary_parameters_of_the_grid_alone(sampler: str, folder: Path) -> None:
     storage = f"sqlite:///{folder / 'o.db'}"
     search = searching(sampler, storage=storage)
-    for _ in range(14):
+    for _ in range(12):
         proposal = search.ask()
         assert list(proposal.trial.params) == list(names(GRID))
         assert all(type(value) is bool for value in proposal.trial.params.values())
@@ -81,10 +82,9 @@ def test_it_proposes_binary_parameters_of_the_grid_alone(sampler: str, folder: P
 
 def test_a_resumed_search_does_not_begin_with_the_same_numbers(sampler: str, folder: Path) -> None:
     storage = f"sqlite:///{folder / 'o.db'}"
-    before = walk(searching(sampler, storage=storage), 6)
-    after = walk(searching(sampler, storage=storage), 6)
-    assert after != before
-    assert len(set(before) & set(after)) <= 1  # of 962 policies, by chance
+    before = walk(searching(sampler, storage=storage, grid=WIDE), 6)
+    after = walk(searching(sampler, storage=storage, grid=WIDE), 6)
+    assert len(set(before) & set(after)) <= 1  # of 1,954 policies, by chance
     assert len(optuna.load_study(study_name="s", storage=open_storage(storage)).get_trials()) == 12
 
 
@@ -92,13 +92,13 @@ def test_resuming_is_reproducible_too(sampler: str, folder: Path) -> None:
     walks = []
     for name in ("a.db", "b.db"):
         storage = f"sqlite:///{folder / name}"
-        walks.append(walk(searching(sampler, storage=storage), 5) + walk(searching(sampler, storage=storage), 8))
+        walks.append(walk(searching(sampler, storage=storage), 4) + walk(searching(sampler, storage=storage), 8))
     assert walks[0] == walks[1]
 
 
 def test_queued_policies_come_first(sampler: str) -> None:
     search = searching(sampler)
-    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("/", "0,1/", "4/0", "/2,3,7,9")]
+    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("/", "0,1/", "3/0", "/2,3,7")]
     walk(search, 3)
     for policy in queued:
         search.enqueue(policy, "try")
@@ -115,15 +115,15 @@ def test_a_failed_policy_does_not_stop_it(sampler: str) -> None:
 
 def test_it_learns_of_what_was_added_without_asking(sampler: str) -> None:
     search = searching(sampler)
-    for text in ("/", "0/", "/0", "4/9"):
+    for text in ("/", "0/", "/0", "3/7"):
         policy = SkipPolicy.parse(text, "fp8", GRID)
         search.add(policy, "try", score(policy))
-    walk(search, 12)
+    walk(search, 8)
 
 
 def test_every_policy_can_be_proposed(sampler: str) -> None:
     """No corner of a small grid is out of reach, the native policy included."""
     grid = Grid(2, (5,))
-    assert set(walk(searching(sampler, grid=grid), 60 if sampler != "brute-force" else 8)) >= {
+    assert set(walk(searching(sampler, grid=grid), 24 if sampler != "brute-force" else 8)) >= {
         "fp8:/", "fp8:0/", "fp8:1/"
     }  # fmt: skip

@@ -154,15 +154,13 @@ def test_the_nearest_policy_is_named() -> None:
 
 
 def test_the_nearest_is_so_by_its_worst_constraint_in_proportion() -> None:
-    """40 % over the bound of one is further off than 10 % below that of another."""
-    requirement = Requirement((Constraint.parse("psnr_db>=30"), Constraint.parse("relative_l2<=0.01")))
-    bad_l2 = a_candidate("/", 0.90, 31)  # 0.05, five times the bound
-    assert 'steps "", layers ""' in refusal([bad_l2], requirement)
-    measured = [a_candidate("0/", 0.95, 20), bad_l2]
-    looser = Requirement((Constraint.parse("psnr_db>=30"), Constraint.parse("relative_l2<=0.04")))
-    assert 'skip steps "", layers ""' in refusal(measured, looser)  # 25 % off against 33 %
-    tighter = Requirement((Constraint.parse("psnr_db>=24"), Constraint.parse("relative_l2<=0.04")))
-    assert 'skip steps "0", layers ""' in refusal([a_candidate("0/", 0.95, 23), a_candidate("/", 0.9, 16)], tighter)
+    """Decibels and relative errors have no common unit: 1 dB of 30 is less than 0.01 of 0.04."""
+    requirement = Requirement((Constraint.parse("psnr_db>=30"), Constraint.parse("relative_l2<=0.04")))
+    one_db_off = a_candidate("0/", 0.95, 29, metrics={"relative_l2": 0.03})
+    quarter_off = a_candidate("/", 0.90, 50, metrics={"relative_l2": 0.05})
+    half_off = a_candidate("/0", 0.90, 15, metrics={"relative_l2": 0.03})
+    assert 'skip steps "0", layers ""' in refusal([half_off, quarter_off, one_db_off], requirement)
+    assert 'skip steps "", layers ""' in refusal([half_off, quarter_off], requirement)
 
 
 def test_nothing_measured_at_all() -> None:

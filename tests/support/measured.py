@@ -41,13 +41,13 @@ def quality_of(psnr_db: float, case: Case | None = None, **metrics: float) -> Ca
 
 def a_measurement(
     text: str, relative: float, psnr_db: float | Sequence[float], *, spread: float = 0.0,
-    holdout: Sequence[float] = (), source: LatencySource = "projected",
+    holdout: Sequence[float] = (), source: LatencySource = "projected", metrics: Mapping[str, float] | None = None,
 ) -> Measurement:  # fmt: skip
-    """PSNR by searched and by held-out prompt."""
+    """PSNR by searched and by held-out prompt; `metrics` as in `quality_of`."""
     searched = (psnr_db,) if isinstance(psnr_db, int | float) else psnr_db
     return Measurement(
         a_policy(text), Latency(relative, source, spread=spread),
-        tuple(quality_of(value, Case(f"prompt {i}", 0)) for i, value in enumerate(searched)),
+        tuple(quality_of(value, Case(f"prompt {i}", 0), **metrics or {}) for i, value in enumerate(searched)),
         Coverage(1, 1, 1, True), tuple(quality_of(value, Case(f"new {i}", 0)) for i, value in enumerate(holdout)),
     )  # fmt: skip
 

@@ -1,0 +1,432 @@
+"""The diffusers engine beyond the contract, on a checkpoint with random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fa_tuner.domain.errors import (
+    DocumentError,
+    EngineError,
+    NotFoundError,
+    UnsupportedModelError,
+    UsageError,
+)
+from fa_tuner.domain.policy import NATIVE, SkipPolicy
+from fa_tuner.domain.workload import Workload
+from fa_tuner.engines.diffusers import DiffusersEngine
+
+STEPS = 3
+OPTIONS = {"device": "cpu"}
+EVERYTHING = SkipPolicy("fp8")
+
+
+def work_on(model: Path, **changes: Any) -> Workload:
+    known = Workload(str(model), ("red digit moving left",), 32, 32, 5, STEPS, guidance=4.0)
+    return replace(known, **changes)
+
+
+def opened(model: Path, **changes: Any) -> DiffusersEngine:
+    return DiffusersEngine.open(work_on(model, **changes), OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_wan: Path) -> Iterator[DiffusersEngine]:
+    made = opened(tiny_wan)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def copied(tiny_wan: Path, tmp_path: Path) -> Path:
+    """A copy that may be written into."""
+    return Path(shutil.copytree(tiny_wan, tmp_path / "copy"))
+
+
+def frames_of(engine: DiffusersEngine, policy: SkipPolicy, work: Workload) -> np.ndarray[Any, Any]:
+    frames = engine.generate(policy, work.cases[0]).frames
+    assert frames is not None
+    return frames
+
+
+def policy(engine: DiffusersEngine, text: str, dtype: str = "fp8") -> SkipPolicy:
+    return SkipPolicy.parse(text, dtype, engine.describe().grid)
+
+
+# --- what is generated ----------------------------------------------------------------------------------------------
+
+
+def test_everything_quantized_differs_from_native_but_shows_the_same(engine: DiffusersEngine, tiny_wan: Path) -> None:
+    work = work_on(tiny_wan)
+    native = frames_of(engine, SkipPolicy(), work).astype(int)
+    assert native.std() > 5  # a picture, not one grey
+    by_dtype = {dtype: frames_of(engine, SkipPolicy(dtype), work).astype(int) for dtype in ("fp8", "mxfp4")}
+    error = {dtype: np.square(frames - native).mean() for dtype, frames in by_dtype.items()}
+    assert 0 < error["fp8"] < error["mxfp4"] < native.var()
+
+
+def test_less_quantized_is_nearer_to_native(engine: DiffusersEngine, tiny_wan: Path) -> None:
+    work = work_on(tiny_wan)
+    native = frames_of(engine, SkipPolicy(), work).astype(int)
+    policies = (policy(engine, "0,1/1", "mxfp4"), SkipPolicy("mxfp4"))
+    one, everything = (np.square(frames_of(engine, p, work) - native).mean() for p in policies)
+    assert 0 < one < everything
+
+
+def test_a_skipped_step_runs_the_native_processors(
+    engine: DiffusersEngine, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted where diffusers' own processor and the operator are called, apart from the engine's own counts."""
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    from fa_tuner.engines import attention
+
+    ran: Counter[tuple[int, str]] = Counter()
+    native, quantized = WanAttnProcessor.__call__, attention.quantized_attention
+    board = engine._switchboard
+
+    def watched_native(self: Any, attn: Any, hidden: Any, encoder: Any = None, *rest: Any, **more: Any) -> Any:
+        if encoder is None:
+            ran[board.step, NATIVE] += 1
+        return native(self, attn, hidden, encoder, *rest, **more)
+
+    def watched_operator(*arguments: Any) -> Any:
+        ran[board.step, arguments[-1]] += 1
+        return quantized(*arguments)
+
+    monkeypatch.setattr(WanAttnProcessor, "__call__", watched_native)
+    monkeypatch.setattr(attention, "quantized_attention", watched_operator)
+    seen = engine.generate(policy(engine, "1/0"), work_on(tiny_wan).cases[0])
+    assert ran == {(0, NATIVE): 2, (0, "fp8"): 2, (1, NATIVE): 4, (2, NATIVE): 2, (2, "fp8"): 2}
+    assert sum(seen.calls.values()) == sum(ran.values()) and seen.calls[0, 1, "fp8"] == 2
+
+
+def test_skipping_a_step_gives_the_native_latents_of_that_step(tiny_wan: Path) -> None:
+    """With one step alone quantized the others' transformers see what they would see natively before it."""
+    engine = opened(tiny_wan)
+    inputs: dict[str, list[Any]] = {"native": [], "last": []}
+    running = "native"
+    for expert in (engine._pipeline.transformer, engine._pipeline.transformer_2):
+        expert.register_forward_pre_hook(
+            lambda _module, _args, kwargs: inputs[running].append(kwargs["hidden_states"].clone()), with_kwargs=True
+        )
+    case = work_on(tiny_wan).cases[0]
+    native = engine.generate(SkipPolicy(), case)
+    running = "last"
+    last = engine.generate(policy(engine, "0,1/"), case)
+    assert len(inputs["native"]) == len(inputs["last"]) == 2 * STEPS
+    assert all((a == b).all() for a, b in zip(inputs["native"], inputs["last"], strict=True))
+    assert native.frames is not None and last.frames is not None and not np.array_equal(native.frames, last.frames)
+
+
+def test_both_experts_are_counted_under_one_step_index(tiny_wan: Path) -> None:
+    """Wan2.2: the high-noise transformer runs first, the other goes on; step and layer indices do not restart."""
+    engine = opened(tiny_wan)
+    forwards: list[str] = []
+    pipeline = engine._pipeline
+    pipeline.transformer.register_forward_pre_hook(lambda *_: forwards.append("high"))
+    pipeline.transformer_2.register_forward_pre_hook(lambda *_: forwards.append("low"))
+    seen = engine.generate(EVERYTHING, work_on(tiny_wan).cases[0])
+    assert set(forwards) == {"high", "low"} and forwards == sorted(forwards)
+    assert seen.calls == {(step, layer, "fp8"): 2 for step in range(STEPS) for layer in range(2)}
+
+
+def test_the_change_over_between_the_experts_can_be_moved(tiny_wan: Path) -> None:
+    engine = opened(tiny_wan, boundary_ratio=0.0)
+    forwards: list[str] = []
+    engine._pipeline.transformer_2.register_forward_pre_hook(lambda *_: forwards.append("low"))
+    engine.generate(SkipPolicy(), work_on(tiny_wan).cases[0])
+    assert forwards == []
+
+
+def test_without_guidance_each_cell_runs_once(tiny_wan: Path) -> None:
+    engine = opened(tiny_wan, guidance=1.0)
+    assert engine.describe().calls_per_cell == 1
+    seen = engine.generate(policy(engine, "0/"), work_on(tiny_wan, guidance=1.0).cases[0])
+    assert set(seen.calls.values()) == {1}
+    assert sum(count for (_, _, dtype), count in seen.calls.items() if dtype == "fp8") == (STEPS - 1) * 2
+
+
+def test_the_seed_and_the_prompt_matter(engine: DiffusersEngine, tiny_wan: Path) -> None:
+    work = work_on(tiny_wan)
+    first = frames_of(engine, SkipPolicy(), work)
+    for other in (replace(work, seeds=(1,)), replace(work, prompts=("blue digit moving right",))):
+        assert not np.array_equal(first, frames_of(engine, SkipPolicy(), other))
+    assert np.array_equal(first, frames_of(engine, SkipPolicy(), work))
+
+
+def test_what_the_workload_says_reaches_the_pipeline(tiny_wan: Path) -> None:
+    base = work_on(tiny_wan)
+    first = frames_of(opened(tiny_wan), SkipPolicy(), base)
+    for change in ({"guidance": 2.0}, {"negative_prompt": "blue"}, {"flow_shift": 12.0}, {"guidance_2": 1.5}):
+        assert not np.array_equal(first, frames_of(opened(tiny_wan, **change), SkipPolicy(), base)), change
+
+
+def test_fused_projections_give_the_same(tiny_wan: Path) -> None:
+    """A pipeline that was fused before, as `fuse_qkv_projections` does it: one matrix in place of three."""
+    work = work_on(tiny_wan)
+    apart, fused = opened(tiny_wan), opened(tiny_wan)
+    pipeline = fused._pipeline
+    for transformer in (pipeline.transformer, pipeline.transformer_2):
+        for block in transformer.blocks:
+            block.attn1.fuse_projections()
+            assert block.attn1.fused_projections
+    for chosen in (SkipPolicy(), EVERYTHING):
+        one, other = (frames_of(e, chosen, work).astype(int) for e in (apart, fused))
+        assert np.abs(one - other).max() <= 1
+    assert not np.array_equal(frames_of(fused, SkipPolicy(), work), frames_of(fused, EVERYTHING, work))
+
+
+def test_one_transformer_alone(one_thread: None, tmp_path: Path) -> None:
+    """Wan2.1."""
+    from tests.support.tiny_wan import make_tiny_wan
+
+    engine = opened(make_tiny_wan(tmp_path, layers=3, heads=2, head_dim=16, two_experts=False))
+    assert engine.describe().grid.layers == (0, 1, 2)
+    seen = engine.generate(policy(engine, "/1"), work_on(tmp_path).cases[0])
+    assert {(layer, dtype) for _, layer, dtype in seen.calls} == {(0, "fp8"), (1, NATIVE), (2, "fp8")}
+
+
+def test_times_add_up(engine: DiffusersEngine, tiny_wan: Path) -> None:
+    seen = engine.generate(SkipPolicy(), work_on(tiny_wan).cases[0])
+    assert seen.phases["denoise"] == seen.denoise_seconds > 0
+    assert sum(seen.phases.values()) == pytest.approx(seen.end_to_end_seconds)
+    assert seen.phases["encode"] > 0 and seen.phases["decode"] > 0
+
+
+# --- a picture to start from ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    Image.fromarray(
+        np.stack([ramp[:, None] + 0 * ramp, 0 * ramp[:, None] + ramp, ramp[::-1, None] + 0 * ramp], -1)
+    ).save(path)
+    return path
+
+
+def i2v_work(model: Path, picture: Path) -> Workload:
+    return work_on(model, task="i2v", image=sha256(picture.read_bytes()).hexdigest())
+
+
+def test_image_to_video(tiny_wan_i2v: Path, picture: Path, tmp_path: Path) -> None:
+    work = i2v_work(tiny_wan_i2v, picture)
+    engine = DiffusersEngine.open(work, {**OPTIONS, "image": str(picture)})
+    assert engine.describe().pipeline == "WanImageToVideoPipeline"
+    native = frames_of(engine, SkipPolicy(), work)
+    assert native.shape == (5, 32, 32, 3)
+    assert not np.array_equal(native, frames_of(engine, EVERYTHING, work))
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    other = DiffusersEngine.open(work, {**OPTIONS, "image": str(tmp_path / "white.png")})
+    assert not np.array_equal(native, frames_of(other, SkipPolicy(), work))
+
+
+def test_image_to_video_without_its_picture(tiny_wan_i2v: Path, picture: Path, tmp_path: Path) -> None:
+    work = i2v_work(tiny_wan_i2v, picture)
+    with pytest.raises(UsageError, match="give --image PATH"):
+        DiffusersEngine.open(work, OPTIONS)
+    with pytest.raises(NotFoundError, match=r"picture .* does not exist"):
+        DiffusersEngine.open(work, {**OPTIONS, "image": str(tmp_path / "none.png")})
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:60])
+    with pytest.raises(DocumentError, match="cannot be read"):
+        DiffusersEngine.open(work, {**OPTIONS, "image": str(tmp_path / "cut.png")})
+
+
+def test_the_kind_of_pipeline_must_be_that_of_the_workload(tiny_wan: Path, tiny_wan_i2v: Path, picture: Path) -> None:
+    with pytest.raises(UsageError, match=r"is a WanPipeline \(t2v\) and takes no --image"):
+        DiffusersEngine.open(i2v_work(tiny_wan, picture), {**OPTIONS, "image": str(picture)})
+    with pytest.raises(UsageError, match=r"is a WanImageToVideoPipeline \(i2v\) and needs --image"):
+        opened(tiny_wan_i2v)
+
+
+# --- a pipeline that fails ------------------------------------------------------------------------------------------
+
+
+FAILURES: dict[str, Any] = {
+    "out of memory": RuntimeError("CUDA out of memory"),
+    "no memory": MemoryError(),
+    "bad value": ValueError("shapes"),
+    "no such operator": NotImplementedError("aten::x"),
+    "another version": TypeError("unexpected keyword"),
+    "NaN": SimpleNamespace(frames=np.full((1, 5, 32, 32, 3), np.nan)),
+    "no frames": SimpleNamespace(frames=[]),
+    "an empty clip": SimpleNamespace(frames=np.zeros((1, 0, 32, 32, 3))),
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failing_pipeline_leaves_a_usable_engine(
+    engine: DiffusersEngine, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    case = work_on(tiny_wan).cases[0]
+    native, result = engine._pipeline, FAILURES[name]
+
+    class Failing:
+        transformer, transformer_2 = native.transformer, native.transformer_2
+
+        def __call__(self, **_: Any) -> Any:
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+    with monkeypatch.context() as patched, pytest.raises(EngineError):
+        patched.setattr(engine, "_pipeline", Failing())
+        engine.generate(EVERYTHING, case)
+    assert engine._switchboard.policy == SkipPolicy()
+    after = engine.generate(SkipPolicy(), case)
+    assert {dtype for _, _, dtype in after.calls} == {NATIVE} and set(after.calls.values()) == {2}
+
+
+def test_a_failure_half_way_leaves_no_residue(
+    engine: DiffusersEngine, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second step, with half of the calls counted and the clock's hooks in place."""
+    from fa_tuner.engines import attention
+
+    case = work_on(tiny_wan).cases[0]
+    before = engine.generate(EVERYTHING, case)
+    operator = attention.quantized_attention
+
+    def breaks(*arguments: Any) -> Any:
+        if engine._switchboard.step == 1:
+            raise RuntimeError("the operator broke")
+        return operator(*arguments)
+
+    monkeypatch.setattr(attention, "quantized_attention", breaks)
+    with pytest.raises(EngineError, match=r"generation failed under fp8.*RuntimeError: the operator broke"):
+        engine.generate(EVERYTHING, case)
+    monkeypatch.undo()
+    assert not engine._pipeline.transformer._forward_pre_hooks
+    after = engine.generate(EVERYTHING, case)
+    assert after.calls == before.calls and np.array_equal(after.frames, before.frames)  # type: ignore[arg-type]
+
+
+def test_an_attention_mask_is_refused(engine: DiffusersEngine, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator has none; to drop it silently would be another model."""
+    import torch
+
+    processor = engine._pipeline.transformer.blocks[0].attn1.processor
+    monkeypatch.setattr(engine._switchboard, "policy", EVERYTHING)
+    with pytest.raises(NotImplementedError, match="takes no mask"):
+        processor(None, torch.zeros(1, 2, 4), None, torch.ones(2, 2))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_option(tiny_wan: Path) -> None:
+    with pytest.raises(UsageError, match="does not know option 'colour'; it takes device, torch_dtype, image"):
+        DiffusersEngine.open(work_on(tiny_wan), {**OPTIONS, "colour": "red"})
+
+
+@pytest.mark.parametrize("name", ["float99", "int8", "nn"])
+def test_an_unknown_torch_dtype(tiny_wan: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"torch_dtype '{name}' is unknown; choose float32"):
+        DiffusersEngine.open(work_on(tiny_wan), {**OPTIONS, "torch_dtype": name})
+
+
+def test_a_device_that_is_not_there(tiny_wan: Path) -> None:
+    with pytest.raises(EngineError, match="cannot be loaded on abacus"):
+        DiffusersEngine.open(work_on(tiny_wan), {"device": "abacus", "torch_dtype": "float32"})
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "CogVideoXPipeline", "WanVACEPipeline"])
+def test_another_pipeline_with_the_reason(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(UnsupportedModelError) as caught:
+        opened(tmp_path)
+    said = str(caught.value)
+    assert f"is a {name}; fa-tune drives WanPipeline and WanImageToVideoPipeline" in said
+    assert "vLLM-Omni publishes no step or layer index for other pipelines" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"height": 40}, "height 40 does not fit this model; it must be a multiple of 16, such as 32"),
+        ({"height": 47}, "such as 48"),
+        ({"width": 33}, "width 33 does not fit this model; it must be a multiple of 16, such as 32"),
+        ({"width": 17}, "such as 16"),
+        ({"frames": 4}, "4 frames do not fit this model; take a multiple of 4 plus 1, such as 5"),
+        ({"frames": 6}, "such as 5"),
+        ({"frames": 80}, "such as 81"),
+        ({"frames": 2}, "such as 1"),
+    ],
+    ids=str,
+)
+def test_a_size_that_does_not_fit(engine: DiffusersEngine, tiny_wan: Path, changes: dict[str, Any], said: str) -> None:
+    """The pipeline would round it, and the figures would be of another size."""
+    from fa_tuner.engines.diffusers import _check_size
+
+    with pytest.raises(UsageError) as caught:
+        _check_size(engine._pipeline, (1, 2, 2), work_on(tiny_wan, **changes))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"height": 48, "width": 16}, {"frames": 1}, {"frames": 9}], ids=str)
+def test_sizes_that_fit_come_out_as_asked(tiny_wan: Path, changes: dict[str, Any]) -> None:
+    work = work_on(tiny_wan, steps=1, **changes)
+    frames = frames_of(opened(tiny_wan, steps=1, **changes), SkipPolicy(), work)
+    assert frames.shape == (work.frames, work.height, work.width, 3)
+
+
+def test_opening_checks_the_size(tiny_wan: Path) -> None:
+    with pytest.raises(UsageError, match="such as 32"):
+        opened(tiny_wan, height=36)
+
+
+def test_a_head_dim_that_the_rotation_cannot_take(one_thread: None, tmp_path: Path) -> None:
+    from tests.support.tiny_wan import make_tiny_wan
+
+    with pytest.raises(UnsupportedModelError, match="head dim 48 is no power of two"):
+        opened(make_tiny_wan(tmp_path, layers=1, head_dim=48))
+
+
+def test_two_transformers_of_different_depth(copied: Path, one_thread: None, tmp_path: Path) -> None:
+    from tests.support.tiny_wan import make_tiny_wan
+
+    deeper = make_tiny_wan(tmp_path / "deeper", layers=3, two_experts=False)
+    shutil.rmtree(copied / "transformer_2")
+    shutil.copytree(deeper / "transformer", copied / "transformer_2")
+    with pytest.raises(UnsupportedModelError, match=r"have \[2, 3\] blocks; one layer index cannot name both"):
+        opened(copied)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "config", "missing config"])
+def test_weights_that_cannot_be_loaded(copied: Path, damage: str) -> None:
+    weights = copied / "transformer" / "diffusion_pytorch_model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "config":
+        (copied / "transformer" / "config.json").write_text("{")
+    else:
+        (copied / "transformer" / "config.json").unlink()
+    with pytest.raises(EngineError, match="cannot be loaded on cpu"):
+        opened(copied)
+
+
+def test_other_weights_are_another_environment(copied: Path, engine: DiffusersEngine) -> None:
+    """A study must not be continued on a model that was trained further."""
+    same = opened(copied).describe().fingerprint
+    assert same == engine.describe().fingerprint
+    weights = copied / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert opened(copied).describe().fingerprint != same
