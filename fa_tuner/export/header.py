@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fa_tuner.documents import one_line
-from fa_tuner.domain.measurement import CaseQuality, Latency, aggregate
+from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, Latency, aggregate
 from fa_tuner.domain.study import Recommendation, StudySpec
 from fa_tuner.domain.workload import Workload
 
@@ -73,8 +73,7 @@ def _lines(recommendation: Recommendation, stage_id: int, note: str) -> Iterator
     yield from _quality(recommendation)
     yield from _entry("requirement", str(recommendation.requirement))
     baseline = recommendation.study.baseline
-    floor = "not measured" if baseline is None else f"{baseline.noise_floor_db:.2f} dB PSNR, native against native"
-    yield from _entry("noise floor", floor)
+    yield from _entry("noise floor", "not measured" if baseline is None else _floor(baseline.noise_floor_db))
     for remark in recommendation.notes:
         yield from _entry("note", one_line(remark))
     yield "#"
@@ -83,6 +82,12 @@ def _lines(recommendation: Recommendation, stage_id: int, note: str) -> Iterator
         '"" skips nothing. Where platform, backend or dtype is unsupported, vLLM-Omni up to 0.28 only warns and '
         "runs everything native; 0.30 refuses to start." + _needs(recommendation.policy.dtype)
     )
+
+
+def _floor(decibels: float) -> str:
+    if decibels >= IDENTICAL_DB:
+        return "none, two native runs were identical"
+    return f"{decibels:.2f} dB PSNR, native against native"
 
 
 def _needs(dtype: str) -> str:
@@ -125,8 +130,10 @@ def _latency(latency: Latency, spec: StudySpec) -> str:
     parts = [f"{latency.relative:.4f} of native denoising time, gain {latency.gain:.1%}, {source}"]
     if latency.seconds is not None:
         parts.append(f"{latency.seconds:.3f} s")
-    repeats = f"{latency.repeats} repeats" if latency.repeats else "no repeats"
-    parts.append(f"spread +-{latency.spread:.1%}, {repeats}")
+    if latency.end_to_end_seconds is not None:
+        parts.append(f"{latency.end_to_end_seconds:.3f} s end to end")
+    if latency.repeats:
+        parts.append(f"spread +-{latency.spread:.1%}, {latency.repeats} repeats")
     return "; ".join(parts)
 
 

@@ -53,25 +53,26 @@ def pareto_front(measured: Iterable[Candidate], how: Aggregate) -> list[Candidat
 def ranked(measured: Iterable[Candidate], requirement: Requirement) -> list[Candidate]:
     """Those that meet the requirement with a gain beyond noise, best first.
 
-    Candidates whose latencies differ by less than their spread are ties, and go by the shorter selectors.
-    One that failed on held-out prompts does not meet it.
+    Of equal latencies (projected ones often are) the better picture counts; candidates whose latencies differ by less
+    than their spread are ties, and go by the shorter selectors. One that failed on held-out prompts does not meet the
+    requirement.
     """
     qualified = (
         c
         for c in measured
         if c.gains_beyond_noise and requirement.met_by(c.measurement.cases) and c.holdout_met(requirement) is not False
     )
-    left = [
-        ((_selector_length(c), c.measurement.latency.relative, -c.measurement.psnr_db()), c)
-        for c in sorted(qualified, key=lambda c: c.measurement.latency.relative)
-    ]
+    how = requirement.aggregate
+    left = sorted(qualified, key=lambda c: (c.objectives(how).latency, -c.objectives(how).psnr_db, _selector_length(c)))
     order: list[Candidate] = []
     while left:
-        fastest = left[0][1].measurement.latency
+        fastest = left[0].measurement.latency
         reach = fastest.relative * (1 + fastest.spread)
-        ties = takewhile(lambda entry: entry[1].measurement.latency.relative <= reach, left)  # noqa: B023 - used here
-        place = min(enumerate(key for key, _ in ties), key=lambda entry: entry[1])[0]
-        order.append(left.pop(place)[1])
+        ties = takewhile(lambda c: c.measurement.latency.relative <= reach, left)  # noqa: B023 - used here
+        leaders = {c.measurement.latency.relative: c for c in reversed(list(ties))}
+        chosen = min(reversed(leaders.values()), key=_selector_length)
+        order.append(chosen)
+        left.remove(chosen)
     return order
 
 

@@ -208,3 +208,8 @@ def test_where_native_repeats_itself_nothing_is_above_the_floor() -> None:
     check_floor(Requirement((Constraint.parse("psnr_db>=100"),)), Baseline(100.0, 10, 11))
     with pytest.raises(ThresholdError):
         check_floor(Requirement((Constraint("psnr_db", ">=", math.nextafter(100, 101)),)), Baseline(100.0, 10, 11))
+
+
+def test_of_equal_latencies_the_better_picture_counts_before_the_selectors() -> None:
+    short, better = a_candidate("2,5/2", 0.9, 40), a_candidate("2,4,5/1,3", 0.9, 45)
+    assert texts(ranked([short, better], FROM_30)) == ["2,4,5/1,3", "2,5/2"]
