@@ -29,7 +29,7 @@ from fa_tuner.domain.measurement import PRESETS, Constraint, Requirement
 from fa_tuner.domain.workload import Workload, fingerprint_of, split_holdout
 from fa_tuner.engines.model_files import local_path
 from fa_tuner.engines.registry import engine_names
-from fa_tuner.tuning import TuneRequest
+from fa_tuner.planning import TuneRequest
 
 PREFIX = "FA_TUNE_"
 S = TypeVar("S", bound="StoreSettings")

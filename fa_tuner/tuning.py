@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fa_tuner.domain.errors import (
@@ -17,14 +14,12 @@ from fa_tuner.domain.errors import (
     ThresholdError,
     UsageError,
 )
-from fa_tuner.domain.measurement import Measurement, Requirement
+from fa_tuner.domain.measurement import Measurement
 from fa_tuner.domain.pareto import Objectives, hypervolume
-from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec, check_name
-from fa_tuner.domain.workload import Workload
-from fa_tuner.engines.registry import open_engine
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
 from fa_tuner.evaluate.evaluator import Evaluator
-from fa_tuner.evaluate.profile import DeviceProfile, load_profile
+from fa_tuner.planning import FINALISTS, TuneRequest, differences, opened, profile_for, queue
 from fa_tuner.recommend.choice import candidates, check_floor, pareto_front, ranked
 
 if TYPE_CHECKING:
@@ -35,31 +30,7 @@ if TYPE_CHECKING:
 
 FAILURES_IN_A_ROW = 3
 REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
-FINALISTS = 3  # at most so many policies are checked on held-out prompts
 NATIVE = SkipPolicy()
-
-
-@dataclass(frozen=True)
-class TuneRequest:
-    """What to tune and how. One of `trials` (policies to measure, the native one not counted) and
-    `budget_seconds` ends the search; both may be given. `tries` are the user's own policies, "STEPS/LAYERS"."""
-
-    study: str
-    workload: Workload
-    engine: str
-    requirement: Requirement
-    dtype: str = "fp8"
-    engine_options: Mapping[str, Any] = field(default_factory=dict)
-    sampler: str = "tpe"
-    sampler_seed: int = 0
-    trials: int | None = 40
-    budget_seconds: float | None = None
-    tries: tuple[str, ...] = ()
-    profile: str | None = None
-    repeats: int = 3
-
-    def __post_init__(self) -> None:
-        check_name(self.study)  # before an engine is opened for it
 
 
 class Observer(Protocol):
@@ -71,49 +42,6 @@ class Observer(Protocol):
     def holdout(self, policy: SkipPolicy, met: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def stop_requested(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run would do, from the description alone (`--dry-run`)."""
-
-    description: Description
-    policies: int
-    space: int
-    generations_by_phase: Mapping[str, int]
-    tries: tuple[SkipPolicy, ...]
-    seconds_a_generation: float
-
-
-def plan(request: TuneRequest) -> Plan:
-    """Open the engine, check everything that can be checked, and time one native generation; store nothing.
-
-    Quantized calls are emulated on other devices than an NPU and take longer there than the native ones timed.
-    """
-    with _opened(request) as engine:
-        description = engine.describe()
-        _profile_for(request, description)
-        queue = list(_queue(request, description.grid))
-        cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
-        measured = description.latency == "measured" and request.profile is None
-        per_policy = cases * (2 * request.repeats if measured else 1)
-        space = _policy_count(description.grid) - 1
-        policies = min(space, request.trials) if request.trials is not None else space
-        first = min(len(queue), policies)
-        timed = engine.generate(NATIVE, request.workload.cases[0])
-        return Plan(
-            description,
-            policies,
-            space,
-            {
-                "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
-                "anchors, own and preset policies": first * per_policy,
-                f"sampler {request.sampler}": (policies - first) * per_policy,
-                f"held-out prompts, at most {FINALISTS} finalists": holdout * (1 + FINALISTS) if holdout else 0,
-            },
-            tuple(policy for policy, origin in queue if origin == "try"),
-            timed.end_to_end_seconds,
-        )
 
 
 def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Observer, search_storage: str) -> Study:
@@ -128,7 +56,7 @@ def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Obs
         EngineError: the engine cannot be opened, or failed three times in a row.
         InterruptedByUser: the observer asked to stop; the same request goes on from here.
     """
-    with _opened(request) as engine:
+    with opened(request) as engine:
         run = _Run(request, engine, store, artifacts, observer, search_storage)
         try:
             return run.to_the_end()
@@ -156,6 +84,7 @@ class _Run:
         search_storage: str,
     ) -> None:
         from fa_tuner.search.samplers import make_sampler
+        from fa_tuner.search.space import policy_count
 
         self.request, self.store, self.artifacts, self.observer = request, store, artifacts, observer
         self.search_storage = search_storage
@@ -165,11 +94,11 @@ class _Run:
             raise UsageError(
                 f"engine {request.engine} cannot run {request.dtype}; it has {', '.join(self.description.dtypes)}"
             )
-        self.queue = list(_queue(request, self.grid))
+        self.queue = list(queue(request, self.grid))
         make_sampler(request.sampler, self.grid, request.sampler_seed)  # refuse before anything is stored
-        self.profile = _profile_for(request, self.description)
+        self.profile = profile_for(request, self.description)
         self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats)
-        self.space = _policy_count(self.grid)
+        self.space = policy_count(self.grid)
         self.target = min(self.space - 1, request.trials) if request.trials is not None else self.space - 1
         self.spec = StudySpec(
             name=request.study,
@@ -208,13 +137,13 @@ class _Run:
         except NotFoundError:
             self.store.create_study(self.spec, self.target)
             return
-        if differences := _differences(stored.spec, self.spec):
+        if found := differences(stored.spec, self.spec):
             if self.store.count(name) <= 1:  # nothing but a baseline: a threshold that was refused may be corrected
                 self._forget(name)
                 self.store.create_study(self.spec, self.target)
                 return
             raise ConflictError(
-                f"study {name} is stored with another {'; '.join(differences)}. Give the stored values to go on with "
+                f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
                 "it, or another --study name"
             )
         self.store.set_target(name, self.target)
@@ -408,66 +337,3 @@ class _Run:
             if policy.key not in self.evaluations:
                 return policy
             seed += 1
-
-
-@contextmanager
-def _opened(request: TuneRequest) -> Iterator[Engine]:
-    """The engine, closed whatever happens."""
-    engine = open_engine(request.engine, request.workload, request.engine_options)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def _queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
-    """Anchors, the user's own policies, presets; each policy once, the native one never."""
-    from fa_tuner.search.presets import all_quantized, presets
-
-    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(request.dtype), "anchor")]
-    for text in request.tries:
-        policy = SkipPolicy.parse(text, request.dtype, grid)
-        if policy.is_native:
-            raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
-        listed.append((policy, "try"))
-    listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
-    seen: set[str] = set()
-    for policy, origin in listed:
-        if policy.key not in seen:
-            seen.add(policy.key)
-            yield policy, origin
-
-
-def _policy_count(grid: Grid) -> int:
-    from fa_tuner.search.space import policy_count
-
-    return policy_count(grid)
-
-
-def _profile_for(request: TuneRequest, description: Description) -> DeviceProfile | None:
-    """The profile to project from; None where the engine's own times are to be measured."""
-    if description.latency == "measured" and request.profile is None:
-        return None
-    from fa_tuner.evaluate.profile import DEFAULT_PROFILE
-
-    profile = load_profile(request.profile or DEFAULT_PROFILE)
-    profile.check(request.dtype)
-    return profile
-
-
-def _differences(stored: StudySpec, asked: StudySpec) -> list[str]:
-    """What keeps a stored study from being continued, each as "name (stored: a, asked: b)"."""
-    pairs: Sequence[tuple[str, Any, Any]] = [
-        *((key, value, asked.workload.document()[key]) for key, value in stored.workload.document().items()),
-        *((f"environment {key}", value, asked.environment.get(key)) for key, value in stored.environment.items()),
-        *(
-            (name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name)))
-            for name in ("dtype", "requirement", "sampler", "sampler_seed", "latency_source", "latency_profile")
-        ),
-    ]
-    return [f"{name} (stored: {_short(a)}, asked: {_short(b)})" for name, a, b in pairs if a != b]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

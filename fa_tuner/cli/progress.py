@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fa_tuner.domain.policy import SkipPolicy
     from fa_tuner.domain.study import Baseline, Evaluation
     from fa_tuner.engines.base import Description
-    from fa_tuner.tuning import TuneRequest
+    from fa_tuner.planning import TuneRequest
 
 
 class LiveProgress:

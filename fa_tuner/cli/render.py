@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fa_tuner.domain.study import Evaluation, Recommendation, Study
-    from fa_tuner.tuning import Plan, TuneRequest
+    from fa_tuner.planning import Plan, TuneRequest
 
 __all__ = ["plan_document", "print_json", "render_plan", "render_result", "result_document"]
 

@@ -10,7 +10,7 @@ import typer
 from .options import AggregateBy, Constraints, Json, MinPsnr, Quality, Storage, artifacts_of, given, opened_store
 
 if TYPE_CHECKING:
-    from fa_tuner.tuning import TuneRequest
+    from fa_tuner.planning import TuneRequest
 
 _MODEL, _WORK, _GOAL, _SEARCH = "Model and engine", "Workload", "Goal", "Search"
 
@@ -127,7 +127,7 @@ def _key_values(pairs: list[str]) -> dict[str, str]:
 
 
 def _dry_run(request: TuneRequest, json_: bool) -> None:
-    from fa_tuner.tuning import plan
+    from fa_tuner.planning import plan
 
     from .render import plan_document, print_json, render_plan
 

@@ -1,0 +1,144 @@
+"""Before anything is generated: the request, the first policies, what a run would cost, what keeps it from resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fa_tuner.domain.errors import UsageError
+from fa_tuner.domain.measurement import Requirement
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.study import Origin, StudySpec, check_name
+from fa_tuner.domain.workload import Workload
+from fa_tuner.engines.registry import open_engine
+from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profile
+
+if TYPE_CHECKING:
+    from fa_tuner.engines.base import Description, Engine
+
+FINALISTS = 3  # at most so many policies are checked on held-out prompts
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What to tune and how. One of `trials` (policies to measure, the native one not counted) and
+    `budget_seconds` ends the search; both may be given. `tries` are the user's own policies, "STEPS/LAYERS"."""
+
+    study: str
+    workload: Workload
+    engine: str
+    requirement: Requirement
+    dtype: str = "fp8"
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "tpe"
+    sampler_seed: int = 0
+    trials: int | None = 40
+    budget_seconds: float | None = None
+    tries: tuple[str, ...] = ()
+    profile: str | None = None
+    repeats: int = 3
+
+    def __post_init__(self) -> None:
+        check_name(self.study)  # before an engine is opened for it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, from the description alone (`--dry-run`)."""
+
+    description: Description
+    policies: int
+    space: int
+    generations_by_phase: Mapping[str, int]
+    tries: tuple[SkipPolicy, ...]
+    seconds_a_generation: float
+
+
+def plan(request: TuneRequest) -> Plan:
+    """Open the engine, check everything that can be checked, and time one native generation; store nothing.
+
+    Quantized calls are emulated on other devices than an NPU and take longer there than the native ones timed.
+    """
+    from fa_tuner.search.space import policy_count
+
+    with opened(request) as engine:
+        description = engine.describe()
+        profile_for(request, description)
+        first_policies = list(queue(request, description.grid))
+        cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
+        measured = description.latency == "measured" and request.profile is None
+        per_policy = cases * (2 * request.repeats if measured else 1)
+        space = policy_count(description.grid) - 1
+        policies = min(space, request.trials) if request.trials is not None else space
+        first = min(len(first_policies), policies)
+        timed = engine.generate(SkipPolicy(), request.workload.cases[0])
+        return Plan(
+            description,
+            policies,
+            space,
+            {
+                "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
+                "anchors, own and preset policies": first * per_policy,
+                f"sampler {request.sampler}": (policies - first) * per_policy,
+                f"held-out prompts, at most {FINALISTS} finalists": holdout * (1 + FINALISTS) if holdout else 0,
+            },
+            tuple(policy for policy, origin in first_policies if origin == "try"),
+            timed.end_to_end_seconds,
+        )
+
+
+@contextmanager
+def opened(request: TuneRequest) -> Iterator[Engine]:
+    """The engine, closed whatever happens."""
+    engine = open_engine(request.engine, request.workload, request.engine_options)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
+    """Anchors, the user's own policies, presets; each policy once, the native one never."""
+    from fa_tuner.search.presets import all_quantized, presets
+
+    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(request.dtype), "anchor")]
+    for text in request.tries:
+        policy = SkipPolicy.parse(text, request.dtype, grid)
+        if policy.is_native:
+            raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
+        listed.append((policy, "try"))
+    listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
+    seen: set[str] = set()
+    for policy, origin in listed:
+        if policy.key not in seen:
+            seen.add(policy.key)
+            yield policy, origin
+
+
+def profile_for(request: TuneRequest, description: Description) -> DeviceProfile | None:
+    """The profile to project from; None where the engine's own times are to be measured."""
+    if description.latency == "measured" and request.profile is None:
+        return None
+    profile = load_profile(request.profile or DEFAULT_PROFILE)
+    profile.check(request.dtype)
+    return profile
+
+
+def differences(stored: StudySpec, asked: StudySpec) -> list[str]:
+    """What keeps a stored study from being continued, each as "name (stored: a, asked: b)"."""
+    pairs: Sequence[tuple[str, Any, Any]] = [
+        *((key, value, asked.workload.document()[key]) for key, value in stored.workload.document().items()),
+        *((f"environment {key}", value, asked.environment.get(key)) for key, value in stored.environment.items()),
+        *(
+            (name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name)))
+            for name in ("dtype", "requirement", "sampler", "sampler_seed", "latency_source", "latency_profile")
+        ),
+    ]
+    return [f"{name} (stored: {_short(a)}, asked: {_short(b)})" for name, a, b in pairs if a != b]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
