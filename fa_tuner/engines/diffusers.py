@@ -42,7 +42,8 @@ class DiffusersEngine(Engine):
 
     @classmethod
     def unavailable_because(cls) -> str | None:
-        missing = [name for name in ("torch", "diffusers", "transformers", "accelerate", "ftfy") if find_spec(name) is None]
+        needed = ("torch", "diffusers", "transformers", "accelerate", "ftfy")
+        missing = [name for name in needed if find_spec(name) is None]
         return f"{', '.join(missing)} missing; pip install {' '.join(missing)}" if missing else None
 
     @classmethod
