@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fa_tuner.domain.measurement import PRESETS
 from fa_tuner.recommend.question import Question, recommend
 from fa_tuner.report.documents import recommendation_document
-from fa_tuner.settings import StoreSettings, load, requirement
+from fa_tuner.settings import StoreSettings, asked_for, load
 from fa_tuner.store.repository import Store
 
 from .problems import install_problem_handlers
@@ -25,11 +25,11 @@ class RecommendationQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(min_length=1, max_length=4096, description="as given to `fa-tune run --model`")
+    model: str = Field(min_length=1, max_length=4096, description="hub id, or a local model's absolute path")
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB; default: what each study asked for")
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description=f"preset: {', '.join(PRESETS)}")
     constraint: list[str] = Field(default_factory=list, max_length=16, description="such as ssim>=0.95")
-    aggregate: Literal["worst", "mean"] = "worst"
+    aggregate: Literal["worst", "mean"] | None = None
     dtype: Literal["fp8", "mxfp8", "mxfp4"] | None = None
     steps: int | None = Field(None, ge=1, le=1000)
     height: int | None = Field(None, ge=1, le=8192)
@@ -58,7 +58,7 @@ def create_app(settings: StoreSettings | None = None) -> FastAPI:
     def recommendations(
         query: Annotated[RecommendationQuery, Query()], store: Annotated[Store, Depends(opened)]
     ) -> dict[str, Any]:
-        wanted = requirement(query.min_psnr, query.quality, query.constraint, query.aggregate)
+        wanted = asked_for(query.min_psnr, query.quality, query.constraint, query.aggregate)
         # a client's model is compared with what is stored, never looked up as a path of this machine
         question = Question(query.model, wanted, query.dtype, query.steps, query.height, query.width, query.frames)
         return recommendation_document(recommend(store, question))

@@ -18,7 +18,7 @@ from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profi
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Description, Engine
 
-FINALISTS = 3  # at most so many policies are checked on held-out prompts
+MOST_POLICIES = 100_000  # what a run without --trials may measure at most; its budget ends it long before
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,11 @@ def plan(request: TuneRequest) -> Plan:
         measured = description.latency == "measured" and request.profile is None
         per_policy = cases * (2 * request.repeats if measured else 1)
         space = policy_count(description.grid) - 1
-        policies = min(space, request.trials) if request.trials is not None else space
-        first = min(len(first_policies), policies)
         timed = engine.generate(SkipPolicy(), request.workload.cases[0])
+        policies = target_of(request, description.grid)
+        if request.budget_seconds is not None:
+            policies = min(policies, int(request.budget_seconds / (per_policy * timed.end_to_end_seconds)) + 1)
+        first = min(len(first_policies), policies)
         return Plan(
             description,
             policies,
@@ -82,7 +84,7 @@ def plan(request: TuneRequest) -> Plan:
                 "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
                 "anchors, own and preset policies": first * per_policy,
                 f"sampler {request.sampler}": (policies - first) * per_policy,
-                f"held-out prompts, at most {FINALISTS} finalists": holdout * (1 + FINALISTS) if holdout else 0,
+                "held-out prompts, baseline and one finalist": 2 * holdout,
             },
             tuple(policy for policy, origin in first_policies if origin == "try"),
             timed.end_to_end_seconds,
@@ -97,6 +99,13 @@ def opened(request: TuneRequest) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close()
+
+
+def target_of(request: TuneRequest, grid: Grid) -> int:
+    """How many policies the run wants measured, the native one not counted."""
+    from fa_tuner.search.space import policy_count
+
+    return min(policy_count(grid) - 1, request.trials or MOST_POLICIES)
 
 
 def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:

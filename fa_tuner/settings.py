@@ -103,7 +103,7 @@ class RunSettings(StoreSettings):
     budget: str | None = Field(None, description="time to search, such as 30m or 1h30m")
     tries: list[str] = Field(default_factory=list, description='own policies, "STEPS/LAYERS"')
     device_profile: str | None = Field(None, description="project latency from this profile (name or file)")
-    repeats: int = Field(3, ge=1, le=100, description="timed repeats where latency is measured")
+    repeats: int = Field(3, ge=3, le=100, description="timed repeats where latency is measured")
 
     @field_validator("min_psnr")
     @classmethod
@@ -126,9 +126,8 @@ class RunSettings(StoreSettings):
         return init_settings, env_settings, StudyFileSource(settings_cls, Path(named) if named else None)
 
     def requirement(self) -> Requirement:
-        return requirement(self.min_psnr, self.quality, self.constraints, self.aggregate) or Requirement(
-            (Constraint("psnr_db", ">=", DEFAULT_MIN_PSNR),), self.aggregate
-        )
+        usual = Requirement((Constraint("psnr_db", ">=", DEFAULT_MIN_PSNR),), self.aggregate)
+        return requirement(self.min_psnr, self.quality, self.constraints, self.aggregate).beside(usual)
 
     def workload(self) -> Workload:
         if not self.model:
@@ -254,15 +253,23 @@ def sources(flags: Mapping[str, Any], settings: RunSettings) -> dict[str, str]:
 
 def requirement(
     min_psnr: float | None, quality: str | None, constraints: list[str], how: Literal["worst", "mean"]
-) -> Requirement | None:
-    """A preset's bounds, with its PSNR replaced by `min_psnr` if both are given, and further constraints; None if
-    nothing was asked for."""
+) -> Requirement:
+    """A preset's bounds, with its PSNR replaced by `min_psnr` if both are given, and further constraints."""
     bounds = {c.metric: c for c in (PRESETS[quality] if quality else ())}
     if min_psnr is not None:
         bounds["psnr_db"] = Constraint("psnr_db", ">=", min_psnr)
     for constraint in map(Constraint.parse, constraints):
         bounds[constraint.metric] = constraint
-    return Requirement(tuple(bounds.values()), how) if bounds else None
+    return Requirement(tuple(bounds.values()), how)
+
+
+def asked_for(
+    min_psnr: float | None, quality: str | None, constraints: list[str], how: Literal["worst", "mean"] | None
+) -> Requirement | None:
+    """The requirement of a question about stored results; None for each study's own."""
+    if min_psnr is None and quality is None and not constraints and how is None:
+        return None
+    return requirement(min_psnr, quality, constraints, how or "worst")
 
 
 def model_identity(model: str) -> str:

@@ -19,11 +19,11 @@ from fa_tuner.engines.synthetic import synthetic_landscape
 from fa_tuner.settings import (
     RunSettings,
     StoreSettings,
+    asked_for,
     load,
     load_run_settings,
     model_identity,
     parse_duration,
-    requirement,
     sources,
 )
 
@@ -364,8 +364,9 @@ def test_requirements() -> None:
     assert {str(c) for c in mixed.constraints} == {
         "psnr_db>=35", "mae<=2", "cosine_similarity>=0.995", "relative_l2<=0.08", "ssim>=0.9"
     }  # fmt: skip
-    assert str(run(constraints=["ssim>=0.9"]).requirement()) == "ssim>=0.9 (worst prompt)"
-    assert requirement(None, None, [], "worst") is None
+    assert str(run(constraints=["ssim>=0.9"]).requirement()) == "psnr_db>=30, ssim>=0.9 (worst prompt)"
+    assert asked_for(None, None, [], None) is None
+    assert str(asked_for(None, None, [], "mean")) == " (mean prompt)"
     with pytest.raises(UsageError, match="points the wrong way"):
         run(constraints=["mae>=2"]).requirement()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -40,7 +40,7 @@ def asked(
     """The requirement of a question about stored results; None for the study's own."""
     from fa_tuner.domain.errors import UsageError
     from fa_tuner.domain.measurement import PRESETS
-    from fa_tuner.settings import requirement
+    from fa_tuner.settings import asked_for
 
     if aggregate not in (None, "worst", "mean"):
         raise UsageError(f"--aggregate {aggregate!r} is unknown; choose worst or mean")
@@ -48,7 +48,7 @@ def asked(
         raise UsageError(f"--quality {quality!r} is unknown; choose {', '.join(PRESETS)}")
     if min_psnr is not None and not 0 <= min_psnr <= 100:
         raise UsageError(f"--min-psnr {min_psnr:g} lies outside 0 to 100 dB")
-    return requirement(min_psnr, quality, constraints or [], "mean" if aggregate == "mean" else "worst")
+    return asked_for(min_psnr, quality, constraints or [], cast('Literal["worst", "mean"] | None', aggregate))
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def run(
     ] = None,
     storage: Storage = None,
     artifacts: Annotated[str | None, _option("--artifacts", panel=_SEARCH, help="Folder or URL for frames.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run; stores nothing.")] = False,
     json_: Json = False,
 ) -> None:
     """Tune a model's skip selectors; the same command resumes where it stopped.

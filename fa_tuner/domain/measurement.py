@@ -177,6 +177,15 @@ class Requirement:
     def met_by(self, cases: Iterable[CaseQuality]) -> bool:
         return all(value <= 0 for value in self.violations(cases).values())
 
+    def beside(self, other: Requirement) -> Requirement:
+        """This one, with the PSNR bound of `other` where it has none of its own: a further bound on something else
+        does not lift that."""
+        if self.min_psnr is not None:
+            return self
+        return Requirement(
+            (*(c for c in other.constraints if c.metric == "psnr_db"), *self.constraints), self.aggregate
+        )
+
     @property
     def min_psnr(self) -> float | None:
         """The strictest PSNR bound, in dB, if there is one."""

@@ -14,7 +14,8 @@ from fa_tuner.domain.workload import Workload
 
 Origin = Literal["baseline", "anchor", "try", "preset", "sampler"]
 MAX_NAME = 200
-StudyState = Literal["running", "finished", "interrupted", "failed"]
+# unproven: quantization did not take effect somewhere, so no figure of the study can be trusted
+StudyState = Literal["running", "finished", "interrupted", "failed", "unproven"]
 
 
 def check_name(name: str) -> None:

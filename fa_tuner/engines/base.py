@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     Frames = npt.NDArray[np.uint8]  # [frames, height, width, 3], RGB
 
 CellCall = tuple[int, int, str]  # step index, layer index, dtype ("native" or a quantized one)
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,8 @@ def _describe(
         raise UnsupportedModelError(
             f"the two transformers have {sorted(depths)} blocks; one layer index cannot name both"
         )
+    if workload.guidance_2 is not None and getattr(pipeline.config, "boundary_ratio", None) is None:
+        raise UsageError(f"{workload.model} has one transformer; guidance_2 is for the second of two")
     head_dim = experts[0].config.attention_head_dim
     if head_dim & (head_dim - 1):
         raise UnsupportedModelError(f"head dim {head_dim} is no power of two, which the operator's rotation needs")
@@ -251,8 +253,22 @@ def _describe(
         operator="emulated",
         device=f"{device} ({torch_dtype})",
         pipeline=type(pipeline).__name__,
-        versions={**_versions("torch", "diffusers", "transformers"), "weights": weights_digest(folder)},
+        versions={
+            **_versions("torch", "torch-npu", "diffusers", "transformers"),
+            **_hardware(device),
+            "weights": weights_digest(folder),
+        },
     )
+
+
+def _hardware(device: str) -> dict[str, str]:
+    """Which accelerator: a baseline of one is none for another."""
+    import torch
+
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        return {}
+    return {"accelerator": str(getattr(torch, kind).get_device_name())}
 
 
 def _check_size(pipeline: Any, patch: tuple[int, int, int], workload: Workload) -> None:

@@ -12,6 +12,7 @@ from fa_tuner.domain.errors import EngineError, NotFoundError, UsageError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _HASH_WHOLE_BELOW = 64 * 2**20
+_SAMPLES, _SAMPLE_BYTES = 64, 2**18
 _INDEX = "model_index.json"
 
 
@@ -101,13 +102,18 @@ def _check_part(folder: Path, name: str) -> None:
 def weights_digest(folder: Path) -> str:
     """16 hexadecimal digits that change when a configuration or weight file does.
 
-    Small files are hashed whole, of large ones the size and the first 4 MiB (the safetensors header with
-    every tensor's name, type and place, and some of the values).
+    Small files are hashed whole, of large ones the size and 64 samples of 256 KiB from first to last, so that a
+    fine-tune, which changes every tensor, does not go unseen.
     """
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".bin"}):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)}:{size}:".encode())
         with path.open("rb") as file:
-            digest.update(file.read() if size < _HASH_WHOLE_BELOW else file.read(4 * 2**20))
+            if size < _HASH_WHOLE_BELOW:
+                digest.update(file.read())
+                continue
+            for part in range(_SAMPLES):
+                file.seek(part * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]

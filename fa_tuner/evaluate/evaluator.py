@@ -123,6 +123,20 @@ class Evaluator:
         )
         return measurement, [g.frames for g in generations if g.frames is not None]
 
+    @property
+    def finalist_repeats(self) -> int:
+        """Repeats of a policy that is about to be recommended."""
+        return max(15, 5 * self._repeats)
+
+    def time_again(self, policy: SkipPolicy) -> Latency:
+        """The policy's latency from `finalist_repeats` new interleaved pairs and nothing else: among many policies
+        the fastest of the first timing owes part of that to luck. Raises as `measure`."""
+        rounds = [
+            [_pair(self._generate(NATIVE, case)[0], self._generate(policy, case)[0]) for case in self._workload.cases]
+            for _ in range(self.finalist_repeats)
+        ]
+        return conclude(rounds, self._description.device)
+
     def check_holdout(self, policy: SkipPolicy) -> tuple[CaseQuality, ...]:
         """Quality on the held-out prompts, which the search has not seen. Raises as `measure`."""
         seen = []

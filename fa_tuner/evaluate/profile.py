@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from fa_tuner.documents import parse_yaml, read_yaml
 from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
 from fa_tuner.domain.measurement import Latency
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.domain.workload import Workload
+from fa_tuner.domain.workload import Workload, fingerprint_of
 
 DEFAULT_PROFILE = "ascend-pr2640"
 _SHIPPED = files("fa_tuner.evaluate") / "profiles"
@@ -87,7 +87,14 @@ def load_profile(name_or_path: str) -> DeviceProfile:
             f"device profile {name_or_path[:200]} is no file and none of those shipped "
             f"({', '.join(shipped_profiles())})"
         )
-    return _read(read_yaml(path, "device profile"), name_or_path)
+    document = read_yaml(path, "device profile")
+    profile = _read(document, name_or_path)
+    if profile.name in shipped_profiles():
+        raise DocumentError(
+            f"device profile {name_or_path} has the name of a shipped one, {profile.name}; choose another"
+        )
+    # figures of two versions of a file must not meet in one front
+    return replace(profile, name=f"{profile.name}@{fingerprint_of(document)[:8]}")
 
 
 def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:

@@ -11,6 +11,7 @@ from fa_tuner.domain.measurement import Aggregate, Measurement, Requirement
 from fa_tuner.domain.pareto import Objectives, front
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation
+from fa_tuner.evaluate.timing import ROBUST_FROM
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Candidate:
     @property
     def gains_beyond_noise(self) -> bool:
         latency = self.measurement.latency
-        return not self.policy.is_native and latency.gain > max(latency.spread * latency.relative, self.native_spread)
+        noise = latency.spread * latency.relative
+        if latency.repeats < ROBUST_FROM:  # so few repeats may agree by chance; then native's own noise counts too
+            noise = max(noise, self.native_spread)
+        return not self.policy.is_native and latency.gain > noise
 
     def holdout_met(self, requirement: Requirement) -> bool | None:
         """None where no held-out prompt has been generated under this policy."""
@@ -74,6 +78,26 @@ def ranked(measured: Iterable[Candidate], requirement: Requirement) -> list[Cand
         order.append(chosen)
         left.remove(chosen)
     return order
+
+
+def unsettled(measured: Iterable[Candidate], requirement: Requirement, repeats: int) -> list[Candidate]:
+    """Those whose measured latency could still make them the answer: they meet the requirement, were timed with fewer
+    than `repeats`, and their interval begins below the best one's figure. The most promising first."""
+
+    def least(candidate: Candidate) -> float:
+        latency = candidate.measurement.latency
+        return latency.relative * (1 - latency.spread)
+
+    able = [
+        c
+        for c in measured
+        if not c.policy.is_native
+        and requirement.met_by(c.measurement.cases)
+        and c.holdout_met(requirement) is not False
+    ]
+    order = ranked(able, requirement)
+    bound = order[0].measurement.latency.relative if order else 1.0
+    return sorted((c for c in able if c.measurement.latency.repeats < repeats and least(c) <= bound), key=least)
 
 
 def best(measured: Sequence[Candidate], requirement: Requirement) -> Candidate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError, ThresholdError
+from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError, NotQuantizedError, ThresholdError
 from fa_tuner.domain.measurement import Requirement
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
 from fa_tuner.recommend.choice import best, candidates, check_floor
@@ -49,7 +49,9 @@ def recommend_from(study: Study, evaluations: list[Evaluation], requirement: Req
     Raises:
         NothingQualifiesError, ThresholdError: see `choice.best` and `choice.check_floor`.
     """
-    wanted = requirement or study.spec.requirement
+    if study.state == "unproven":
+        raise NotQuantizedError(f"study {study.spec.name} cannot be trusted: {study.reason}")
+    wanted = requirement.beside(study.spec.requirement) if requirement else study.spec.requirement
     if study.baseline is None:
         raise NothingQualifiesError(f"study {study.spec.name} has no baseline yet; run it first")
     check_floor(wanted, study.baseline)
@@ -86,7 +88,7 @@ def recommend(store: Studies, question: Question) -> Recommendation:
     for study in matching:
         try:
             return recommend_from(study, store.evaluations(study.spec.name), question.requirement)
-        except (NothingQualifiesError, ThresholdError) as error:
+        except (NothingQualifiesError, NotQuantizedError, ThresholdError) as error:
             refused = refused or error
     assert refused is not None
     raise refused

@@ -6,14 +6,17 @@ by `reconcile`, so that a process killed between the two leaves nothing lost and
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.domain.policy import Grid, SkipPolicy
@@ -22,6 +25,7 @@ from fa_tuner.search.samplers import make_sampler
 
 ORIGIN = "origin"
 POLICY = "policy"
+OPEN_TRIES = 3
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -58,15 +62,7 @@ class PolicySearch:
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(space.CHOICES) for name in space.names(grid)
         }
-        try:
-            self._study = optuna.create_study(
-                study_name=name,
-                storage=open_storage(optuna_url(storage)),
-                directions=["minimize", "maximize"],
-                load_if_exists=True,
-            )
-        except Exception as error:
-            raise StoreError(f"Optuna cannot open its tables for study {name}: {type(error).__name__}") from error
+        self._study = _open_study(storage, name)
         # a resumed sampler must not draw its first numbers again
         self._study.sampler = make_sampler(sampler, grid, seed + len(self._study.get_trials(deepcopy=False)))
         with warnings.catch_warnings():
@@ -74,8 +70,23 @@ class PolicySearch:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names(["relative latency", "PSNR dB"])
 
+    @contextmanager
+    def _stored(self) -> Iterator[None]:
+        """Optuna's storage failing is the store failing."""
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise StoreError(
+                f"Optuna could not read or write study {self._study.study_name}: {type(error).__name__}; "
+                "nothing measured is lost, the same command goes on"
+            ) from error
+
     def enqueue(self, policy: SkipPolicy, origin: str) -> None:
         """Ask for this policy before anything the sampler has to say; the same policy is queued once."""
+        with self._stored():
+            self._enqueue(policy, origin)
+
+    def _enqueue(self, policy: SkipPolicy, origin: str) -> None:
         queued = {
             t.user_attrs.get(POLICY) for t in self._study.get_trials(deepcopy=False) if t.state is not TrialState.FAIL
         }
@@ -85,20 +96,23 @@ class PolicySearch:
 
     def ask(self) -> Proposal:
         """The next policy: a queued one, else the sampler's."""
-        trial = self._study.ask(self._distributions)
-        policy = space.to_policy(trial.params, self.dtype, self.grid)
-        origin = trial.user_attrs.get(ORIGIN, "sampler")
-        trial.set_user_attr(POLICY, policy.key)
+        with self._stored():
+            trial = self._study.ask(self._distributions)
+            policy = space.to_policy(trial.params, self.dtype, self.grid)
+            origin = trial.user_attrs.get(ORIGIN, "sampler")
+            trial.set_user_attr(POLICY, policy.key)
         return Proposal(policy, origin, trial)
 
     def tell(self, proposal: Proposal, score: Score) -> None:
-        for name, violation in score.violations.items():
-            proposal.trial.set_constraint(name, violation)
-        self._tell(proposal.trial, [score.relative, score.psnr_db])
+        with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process closed it
+            for name, violation in score.violations.items():
+                proposal.trial.set_constraint(name, violation)
+            self._tell(proposal.trial, [score.relative, score.psnr_db])
 
     def tell_failed(self, proposal: Proposal) -> None:
         """The evaluation gave no figures; the sampler learns nothing from it."""
-        self._tell(proposal.trial, None)
+        with self._stored():
+            self._tell(proposal.trial, None)
 
     def reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]]) -> int:
         """Bring Optuna in line with the evaluations by policy key (a score of None for a failed one).
@@ -107,6 +121,10 @@ class PolicySearch:
         committed, else as failed, so that their policy can be asked for again. Evaluations that Optuna never
         heard of are added. Returns the number of trials mended.
         """
+        with self._stored():
+            return self._reconcile(known)
+
+    def _reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]]) -> int:
         mended = 0
         told: set[str] = set()
         for trial in self._study.get_trials(deepcopy=False):
@@ -154,9 +172,31 @@ class PolicySearch:
 
     def _tell(self, trial: optuna.Trial, values: list[float] | None) -> None:
         if values is None:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            self._study.tell(trial, values)
+            self._study.tell(trial, values, skip_if_finished=True)
+
+
+def _open_study(storage: str, name: str) -> optuna.Study:
+    """Tried a few times: SQLite says "locked" at once, without its timeout, to a reader that turns writer just behind
+    another process's commit. Opening twice is harmless.
+
+    Raises:
+        StoreError: Optuna's tables cannot be opened.
+    """
+    for left in reversed(range(OPEN_TRIES)):
+        try:
+            return optuna.create_study(
+                study_name=name,
+                storage=open_storage(optuna_url(storage)),
+                directions=["minimize", "maximize"],
+                load_if_exists=True,
+            )
+        except Exception as error:
+            if not left:
+                raise StoreError(f"Optuna cannot open its tables for study {name}: {type(error).__name__}") from error
+            time.sleep(0.5)
+    raise AssertionError("unreachable")
 
 
 def open_storage(url: str) -> Any:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from fa_tuner.domain.errors import ConflictError, NotFoundError
-from fa_tuner.domain.measurement import CaseQuality, Latency
+from fa_tuner.domain.measurement import CaseQuality, Latency, Requirement
 from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState
 from fa_tuner.store import rows
 from fa_tuner.store.database import Database
@@ -119,6 +119,14 @@ class Store:
             NotFoundError: there is no such study.
         """
         self._update(name, {"target": rows.whole("target", target)})
+
+    def set_requirement(self, name: str, requirement: Requirement) -> None:
+        """Ask something else of the study's policies.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        self._update(name, {"requirement": rows.requirement_text(requirement)})
 
     def set_baseline(self, name: str, baseline: Baseline) -> None:
         """Keep what the native runs gave.

@@ -61,15 +61,20 @@ def environment_values(environment: Mapping[str, Any]) -> Values:
     return {"fingerprint": fingerprint_of(json.loads(document)), "document": document}
 
 
+def requirement_text(requirement: Requirement) -> str:
+    """A requirement as it is kept."""
+    constraints = [[c.metric, c.op, _finite("constraint", c.value)] for c in requirement.constraints]
+    return _json("requirement", {"constraints": constraints, "aggregate": requirement.aggregate})
+
+
 def study_values(spec: StudySpec) -> Values:
     """What the spec says beside its workload and environment."""
     if not is_name(spec.name):
         raise ValueError(f"study name {spec.name[:40]!r} must have 1 to {MAX_NAME} characters, none of them NUL")
-    constraints = [[c.metric, c.op, _finite("constraint", c.value)] for c in spec.requirement.constraints]
     return {
         "name": spec.name,
         "dtype": _text("dtype", spec.dtype),
-        "requirement": _json("requirement", {"constraints": constraints, "aggregate": spec.requirement.aggregate}),
+        "requirement": requirement_text(spec.requirement),
         "sampler": _text("sampler", spec.sampler),
         "sampler_seed": whole("sampler seed", spec.sampler_seed),
         "latency_source": spec.latency_source,

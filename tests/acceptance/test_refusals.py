@@ -369,10 +369,10 @@ def test_quantization_without_effect_stops_at_the_first_policy(
         patch.setattr(registry, "engine_class", lambda _: LyingEngine)
         replay().refused(7, "step 0 layer 0", "nothing ran quantized")
     (row,) = fa_tune("studies", "--json").document
-    assert (row["state"], row["evaluated"]) == ("failed", 0)
+    assert (row["state"], row["evaluated"]) == ("unproven", 0)
     assert "nothing ran quantized" in row["reason"]
-    fa_tune("recommend", "--model", landscape).refused(6)
-    fa_tune("export", "s").refused(6)
+    fa_tune("recommend", "--model", landscape).refused(7, "cannot be trusted")
+    fa_tune("export", "s").refused(7, "cannot be trusted")
 
 
 def test_selectors_without_effect_stop_at_the_second_policy(
@@ -382,7 +382,8 @@ def test_selectors_without_effect_stop_at_the_second_policy(
     monkeypatch.setattr(registry, "engine_class", lambda _: DeafEngine)
     replay().refused(7, "does not follow the skip selectors")
     (row,) = fa_tune("studies", "--json").document
-    assert (row["state"], row["evaluated"]) == ("failed", 1)
+    assert (row["state"], row["evaluated"]) == ("unproven", 1)
+    fa_tune("export", "s").refused(7, "cannot be trusted")
 
 
 # --- 8: store -----------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def test_it_changes_with_a_file_that_moves(model: Path) -> None:
     assert weights_digest(model) != before
 
 
-def test_large_files_go_by_their_size_and_head(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_go_by_their_size_and_samples(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_files, "_HASH_WHOLE_BELOW", 1000)
     path = model / "transformer" / "diffusion_pytorch_model.safetensors"
 
@@ -236,7 +236,11 @@ def test_large_files_go_by_their_size_and_head(model: Path, monkeypatch: pytest.
     whole = bytes(5 * 2**20)
     assert digest_of(whole) != digest_of(whole + b"\0")
     assert digest_of(whole) != digest_of(b"\1" + whole[1:])
-    assert digest_of(whole) == digest_of(whole[:-1] + b"\1")  # the known limit, as documented
+    assert digest_of(whole) != digest_of(whole[:-1] + b"\1")
+    large = bytes(40 * 2**20)
+    changed = bytearray(large)
+    changed[300_000] = 1  # between the first two samples: the known limit, as documented
+    assert digest_of(large) == digest_of(bytes(changed))
 
 
 # --- a real one -----------------------------------------------------------------------------------------------------

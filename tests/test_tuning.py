@@ -1,0 +1,136 @@
+"""The use case as a whole, on landscapes: budgets, finalists, noisy clocks, thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fa_tuner.domain.errors import ConflictError, NothingQualifiesError, ThresholdError
+from fa_tuner.domain.measurement import CaseQuality
+from fa_tuner.domain.policy import DTYPES, SkipPolicy
+from fa_tuner.domain.study import Baseline, Evaluation, Recommendation, Study
+from fa_tuner.engines.synthetic import synthetic_landscape
+from fa_tuner.evaluate.evaluator import Evaluator
+from fa_tuner.recommend.question import recommend_from
+from fa_tuner.settings import load_run_settings
+from fa_tuner.store.artifacts import Artifacts
+from fa_tuner.store.repository import Store
+from fa_tuner.tuning import tune
+from tests.support.observers import Silent
+
+NOISE = "spread=0.05,drift=0.1,outliers=0.05"
+Tune = Callable[..., tuple[Study, list[Evaluation]]]
+
+
+@pytest.fixture
+def tuned(tmp_path: Path) -> Tune:
+    """`tuned(landscape_options, **settings)` tunes a synthetic landscape; the study and its evaluations."""
+    url = f"sqlite:///{tmp_path / 'fa-tune.db'}"
+
+    def run(landscape: dict[str, Any], **settings: Any) -> tuple[Study, list[Evaluation]]:
+        options = {"steps": 4, "layers": 4, "prompts": 2, "seed": 1, **landscape}
+        model = tmp_path / f"landscape-{options['seed']}.json"
+        synthetic_landscape(**options).write(model)
+        chosen = load_run_settings({"engine": "replay", "model": str(model), "study": "s", "min_psnr": 5, **settings})
+        with Store.open(url) as store:
+            study = tune(chosen.request(), store, Artifacts(str(tmp_path / "a"), 2**20), Silent(), url)
+            return study, store.evaluations(study.spec.name)
+
+    return run
+
+
+def answer(outcome: tuple[Study, list[Evaluation]]) -> Recommendation | None:
+    try:
+        return recommend_from(*outcome, None)
+    except NothingQualifiesError:
+        return None
+
+
+def test_a_budget_alone_ends_a_search_over_more_policies_than_a_number_can_count(tuned: Tune) -> None:
+    slow = {"steps": 40, "layers": 40}
+    study, first = tuned(slow, budget="1s", sampler="random")
+    assert (study.reason, study.target) == ("budget", 100_000)
+    assert len(first) > 1
+
+
+def test_a_spent_budget_is_not_given_again(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Evaluator.measure
+
+    def measure(self: Evaluator, policy: SkipPolicy) -> Any:
+        measurement, frames = original(self, policy)
+        return replace(measurement, seconds=400.0), frames
+
+    monkeypatch.setattr(Evaluator, "measure", measure)
+    study, first = tuned({}, budget="30m")
+    assert (study.reason, len(first)) == ("budget", 1 + 5)  # 5 x 400 s are the first to reach 1,800 s
+    study, again = tuned({}, budget="30m")
+    assert (study.reason, again) == ("budget", first)
+
+
+def test_own_policies_given_later_are_measured_whatever_the_target(tuned: Tune) -> None:
+    _, first = tuned({}, trials=6)
+    _, second = tuned({}, trials=6, tries=["0/1-3"])
+    assert [e.policy.key for e in second if e.origin == "try"] == ["fp8:0/1-3"]
+    assert second[: len(first)] == first
+
+
+def test_no_finalist_stands_on_the_held_out_prompts(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the fourth: what was not checked is not recommended in place of what failed."""
+    asked: list[str] = []
+
+    def failing(self: Evaluator, policy: SkipPolicy) -> tuple[CaseQuality, ...]:
+        asked.append(policy.key)
+        (case,) = self._workload.holdout_cases
+        perfect = CaseQuality.of_identical(case)
+        return (replace(perfect, metrics={**perfect.metrics, "psnr_db": 1.0}, identical=False),)
+
+    monkeypatch.setattr(Evaluator, "check_holdout", failing)
+    study, evaluations = tuned({"holdout": 1}, trials=8)
+    assert sorted(asked) == sorted(e.policy.key for e in evaluations if not e.policy.is_native)
+    with pytest.raises(NothingQualifiesError, match="failed on the held-out prompts"):
+        recommend_from(study, evaluations, None)
+
+
+def test_a_refused_threshold_keeps_the_baseline(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Evaluator.run_baseline
+    ran = []
+
+    def noisy(self: Evaluator) -> Any:
+        measurement, baseline = original(self)
+        ran.append(1)
+        return measurement, Baseline(30.0, baseline.native_seconds, baseline.native_end_to_end_seconds)
+
+    monkeypatch.setattr(Evaluator, "run_baseline", noisy)
+    with pytest.raises(ThresholdError):
+        tuned({}, trials=4, min_psnr=40)
+    study, _ = tuned({}, trials=4, min_psnr=20)
+    assert (study.state, study.spec.requirement.min_psnr, len(ran)) == ("finished", 20, 1)
+    with pytest.raises(ConflictError, match="requirement"):
+        tuned({}, trials=4, min_psnr=25)
+
+
+def test_noise_alone_is_never_recommended(tuned: Tune) -> None:
+    """Quantized attention that gains nothing, under 5 % noise, drift and one outlier in 20."""
+    found = 0
+    for seed in range(8):
+        engine_args = {"latency": "measured", "noise": f"{NOISE},seed={seed}"}
+        landscape = {"seed": seed, "attention_ratio": dict.fromkeys(DTYPES, 1.0)}
+        found += answer(tuned(landscape, trials=12, study=f"s{seed}", engine_args=engine_args)) is not None
+    assert found <= 1
+
+
+def test_a_true_gain_is_found_through_the_noise(tuned: Tune) -> None:
+    """Everything quantized takes 0.75 of the time; all meet the threshold, so it should win."""
+    hits = 0
+    for seed in range(8):
+        engine_args = {"latency": "measured", "noise": f"{NOISE},seed={seed}"}
+        landscape = {"seed": seed, "attention_ratio": dict.fromkeys(DTYPES, 0.5)}
+        found = answer(tuned(landscape, trials=8, study=f"t{seed}", engine_args=engine_args))
+        if found is not None:
+            assert found.measurement.latency.repeats == 15
+            hits += abs(found.measurement.latency.relative - 0.75) < 0.1
+    assert hits >= 7
