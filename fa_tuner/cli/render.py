@@ -96,6 +96,9 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
         table.add_column(name, justify="left" if name.startswith("skip") else "right", no_wrap=True)
     for name in ("PSNR dB worst", "mean", "SSIM worst", "held out", "meets", "from"):
         table.add_column(name, justify="right" if name[0] in "PmS" and name != "meets" else "left", no_wrap=True)
+    timed = spec.latency_source == "measured"
+    if timed:
+        table.add_column("s end to end", justify="right", no_wrap=True)
     for candidate in rows:
         measured, policy = candidate.measurement, candidate.policy
         ssim = min(case.metrics["ssim"] for case in measured.cases)
@@ -113,6 +116,7 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
             {None: "", True: "pass", False: "fail"}[candidate.holdout_met(spec.requirement)],
             "" if policy.is_native else "yes" if met else "no",
             candidate.evaluation.origin,
+            *([f"{measured.latency.end_to_end_seconds or 0:.3f}"] if timed else []),
         )
     return table
 

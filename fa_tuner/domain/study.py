@@ -62,7 +62,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Study:
-    """A stored study. `reason` says why it stopped."""
+    """A stored study. `reason` says why it stopped, `updated` when its last figure was stored."""
 
     spec: StudySpec
     state: StudyState

@@ -254,7 +254,7 @@ class Store:
         """
         values = rows.front_values(policy_keys, hypervolume)
         with self._database.writing() as connection:
-            study = self._touch(connection, name)
+            study = self._touch(connection, name, measured=False)
             values |= {"study_id": study, "evaluations": _count(connection, study), "created": datetime.now(UTC)}
             connection.execute(fronts.insert().values(values))
 
@@ -272,11 +272,13 @@ class Store:
 
     def _update(self, name: str, values: Values) -> None:
         with self._database.writing() as connection:
-            self._touch(connection, name, values)
+            self._touch(connection, name, values, measured=False)
 
-    def _touch(self, connection: Connection, name: str, values: Values | None = None) -> int:
-        """Change the study's row, which locks it until the transaction ends; its id."""
-        update = studies.update().where(studies.c.name == name).values({**(values or {}), "updated": datetime.now(UTC)})
+    def _touch(self, connection: Connection, name: str, values: Values | None = None, measured: bool = True) -> int:
+        """Change the study's row, which locks it until the transaction ends; its id. `updated` is the date of the last
+        figure: what is only said of a study does not move it."""
+        when = datetime.now(UTC) if measured else studies.c.updated
+        update = studies.update().where(studies.c.name == name).values({**(values or {}), "updated": when})
         key = connection.scalar(update.returning(studies.c.id)) if rows.is_name(name) else None
         if key is None:
             raise self._no_study(name)

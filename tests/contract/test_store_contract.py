@@ -234,7 +234,9 @@ def test_a_study_changes_as_told(store: Store) -> None:
     changed = store.study("first")
     assert (changed.state, changed.target, changed.created) == ("failed", 60, created.created)
     assert changed.reason == "the engine said \ufffd and ?"
-    assert changed.updated > created.updated
+    assert changed.updated == created.updated  # nothing was measured
+    store.add_evaluation("first", an_evaluation())
+    assert store.study("first").updated > created.updated
     store.set_state("first", "running")
     assert store.study("first").reason == ""
 
