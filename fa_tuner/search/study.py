@@ -179,8 +179,8 @@ class PolicySearch:
 
 def _open_study(storage: str, name: str) -> optuna.Study:
     """Tried a few times: opened right behind a killed process, Optuna's storage failed once in a run of the
-    kill -9 test, and worked when opened again; killing it after each of its statements in turn never did it. Opening
-    twice is harmless.
+    kill -9 test, cause not seen; killing it after each of its statements in turn never did it. Opening twice is
+    harmless.
 
     Raises:
         StoreError: Optuna's tables cannot be opened.
