@@ -20,7 +20,7 @@ from fa_tuner.domain.measurement import Measurement
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
-from fa_tuner.evaluate.evaluator import Evaluator
+from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
 from fa_tuner.planning import TuneRequest, differences, opened, profile_for, queue, target_of
 from fa_tuner.recommend.choice import candidates, check_floor, pareto_front, ranked, unsettled
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FAILURES_IN_A_ROW = 3
 MOST_TIMED_AGAIN = 12  # finalists of one process, where latency is measured
 REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
-NATIVE = SkipPolicy()
 
 
 class Observer(Protocol):
@@ -55,7 +54,7 @@ def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Obs
     Raises:
         ConflictError: a stored study of that name is of something else.
         ThresholdError: the requirement is above the noise floor.
-        NotQuantizedError: quantization did not take effect (the study is kept as failed).
+        NotQuantizedError: quantization did not take effect (the study is kept as unproven).
         EngineError: the engine cannot be opened, or failed three times in a row.
         InterruptedByUser: the observer asked to stop; the same request goes on from here.
     """
@@ -171,9 +170,7 @@ class _Run:
         name, workload = self.spec.name, self.spec.workload
         stored = self.store.study(name).baseline
         donor = name if stored else self.store.find_baseline(workload.fingerprint, self.description.fingerprint)
-        taken = self._kept_baseline(donor) if donor else None
-        if donor and self._timed_otherwise(donor):
-            taken = None
+        taken = None if donor is None or self._timed_otherwise(donor) else self._kept_baseline(donor)
         if donor and taken is not None:
             baseline = self.store.study(donor).baseline
             assert baseline is not None
