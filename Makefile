@@ -6,8 +6,12 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 export HF_HUB_OFFLINE ?= 1
 DEMO := .demo
+# the real engine on an emulated NPU, in an environment of its own; see docs/vllm-omni.md
+OMNI := .venv-omni
+EMULATED := tests/omni/emulated_npu
+IN_OMNI := PYTHONPATH=$(CURDIR)/$(EMULATED)/startup FA_TUNE_EMULATE_NPU=1
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow test-omni bench-omni check format bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fa-tune needs Python 3.11 or newer")'
@@ -30,6 +34,27 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow --timeout 600
 
+# fa-tune is installed as a user would, by plain pip beside a vllm-omni that is there: that must change no version
+$(OMNI)/.installed: pyproject.toml tests/omni/requirements.txt tests/omni/overrides.txt $(EMULATED)/pyproject.toml
+	rm -rf $(OMNI)
+	$(PYTHON) -m venv $(OMNI)
+	$(OMNI)/bin/python -m pip install --quiet --upgrade pip uv
+	$(OMNI)/bin/uv pip install --quiet --python $(OMNI)/bin/python --compile-bytecode \
+		--index-strategy unsafe-best-match $(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS)) \
+		--override tests/omni/overrides.txt --requirements tests/omni/requirements.txt
+	$(OMNI)/bin/python -m pip freeze > $(OMNI)/before.txt
+	$(OMNI)/bin/python -m pip check > $(OMNI)/check-before.txt || true
+	$(OMNI)/bin/python -m pip install --quiet --compile --editable .
+	$(OMNI)/bin/python -m pip install --quiet --compile --no-build-isolation --editable $(EMULATED)
+	$(OMNI)/bin/python -m pip install --quiet --compile pytest pytest-timeout hypothesis
+	touch $@
+
+test-omni: $(OMNI)/.installed
+	$(IN_OMNI) $(OMNI)/bin/python -m pytest tests/omni tests/contract/test_engine_contract.py --timeout 900
+
+bench-omni: $(OMNI)/.installed
+	$(IN_OMNI) $(OMNI)/bin/python benchmarks/bench_omni.py
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +70,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_trial.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info
+	rm -rf $(VENV) $(OMNI) $(DEMO) build dist *.egg-info

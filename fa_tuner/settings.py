@@ -28,7 +28,7 @@ from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
 from fa_tuner.domain.measurement import PRESETS, Constraint, Requirement
 from fa_tuner.domain.workload import Workload, fingerprint_of, split_holdout
 from fa_tuner.engines.model_files import local_path
-from fa_tuner.engines.registry import engine_names
+from fa_tuner.engines.registry import default_engine, engine_names
 from fa_tuner.planning import TuneRequest
 
 PREFIX = "FA_TUNE_"
@@ -63,7 +63,27 @@ class StoreSettings(BaseSettings):
         return self.artifacts or default_artifacts()
 
 
-class RunSettings(StoreSettings):
+class EngineSettings(StoreSettings):
+    """What goes to vLLM-Omni by the name that `vllm serve --omni` has for it; further ones through `engine_args`."""
+
+    deploy_config: Path | None = Field(None, description="vLLM-Omni deploy YAML to start from")
+    policy_switch: Literal["auto", "runtime", "restart"] | None = Field(
+        None, description="how policies are put in force"
+    )
+    tensor_parallel_size: int | None = Field(None, ge=1, description="ranks that share each layer")
+    ulysses_degree: int | None = Field(None, ge=1, description="ranks that share the sequence")
+    cfg_parallel_size: int | None = Field(None, ge=1, le=2, description="2 runs both guidance branches at once")
+    vae_patch_parallel_size: int | None = Field(None, ge=1, description="ranks that share the VAE's patches")
+    vae_use_tiling: bool | None = Field(None, description="VAE in tiles")
+    vae_use_slicing: bool | None = Field(None, description="VAE in slices")
+    enable_cpu_offload: bool | None = Field(None, description="swap transformer and encoders")
+    enable_layerwise_offload: bool | None = Field(None, description="swap block by block")
+    lora_path: Path | None = Field(None, description="LoRA loaded at start")
+    lora_scale: float | None = Field(None, description="its scale")
+    quantization: str | None = Field(None, description="of the weights, such as fp8")
+
+
+class RunSettings(EngineSettings):
     """Everything that `fa-tune run` takes. Field names are the keys of a study file, and in upper case behind
     `FA_TUNE_` the environment variables (lists there as JSON)."""
 
@@ -72,7 +92,9 @@ class RunSettings(StoreSettings):
     study_file: Path | None = Field(None, description="YAML file with any of these settings")
     model: str = Field("", description="folder or Hugging Face id of a diffusers pipeline; a landscape for replay")
     revision: str | None = Field(None, description="revision of a hub model")
-    engine: str = Field("diffusers", description="diffusers or replay")
+    engine: str = Field(
+        default_factory=default_engine, description="vllm-omni (default where it has an NPU), diffusers or replay"
+    )
     engine_args: dict[str, str] = Field(default_factory=dict, description="further options of the engine")
     device: str | None = Field(None, description="cpu, cuda or npu; default the best there is")
     study: str | None = Field(None, max_length=200, description="name under which the study is stored")
@@ -175,6 +197,9 @@ class RunSettings(StoreSettings):
             options["device"] = self.device
         if self.image:
             options["image"] = str(self.image)
+        for name in EngineSettings.model_fields.keys() - StoreSettings.model_fields.keys():
+            if (value := getattr(self, name)) is not None:
+                options[name] = str(value.resolve()) if isinstance(value, Path) else value
         return TuneRequest(
             study=self.study or f"{stem[:60]}-{self.dtype}-{fingerprint_of(identity)[:8]}",
             workload=workload, engine=self.engine, engine_options=options, requirement=wanted, dtype=self.dtype,
@@ -187,7 +212,7 @@ class RunSettings(StoreSettings):
 class StudyFileSource(PydanticBaseSettingsSource):
     """The study file's values; relative paths in it are taken from its own folder where they exist there."""
 
-    paths = ("model", "prompts_file", "image", "device_profile")
+    paths = ("model", "prompts_file", "image", "device_profile", "deploy_config", "lora_path")
 
     def __init__(self, settings_cls: type[BaseSettings], path: Path | None) -> None:
         super().__init__(settings_cls)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fa_tuner.domain.errors import (
     ConflictError,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from fa_tuner.search.study import PolicySearch, Proposal, Score
     from fa_tuner.store.artifacts import Artifacts
     from fa_tuner.store.repository import Store
+
+T = TypeVar("T")
 
 FAILURES_IN_A_ROW = 3
 MOST_TIMED_AGAIN = 12  # finalists of one process, where latency is measured
@@ -98,7 +102,7 @@ class _Run:
         self.queue = list(queue(request, self.grid))
         make_sampler(request.sampler, self.grid, request.sampler_seed)  # refuse before anything is stored
         self.profile = profile_for(request, self.description)
-        self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats)
+        self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats, observer.note)
         self.target = target_of(request, self.grid)
         self.spec = StudySpec(
             name=request.study,
@@ -178,7 +182,7 @@ class _Run:
                 self.evaluator.adopt_baseline(taken)
             native = self.store.evaluation(donor, NATIVE.key)
         else:
-            measurement, baseline = self.evaluator.run_baseline()
+            measurement, baseline = self._patiently("the baseline", self.evaluator.run_baseline)
             native = Evaluation(NATIVE, "baseline", 0, measurement)
         if donor != name or taken is None:
             self._keep_frames(NATIVE, self.evaluator.reference_frames())
@@ -267,6 +271,20 @@ class _Run:
         self.observer.evaluated(evaluation, self._done(), best[0].measurement if best else None)
         return evaluation
 
+    def _patiently(self, what: str, act: Callable[[], T]) -> T:
+        """Baseline and finalists have no row that a failure could be written into: try again, on a new engine where
+        it failed altogether.
+
+        Raises:
+            EngineError: after three failures.
+        """
+        for left in range(FAILURES_IN_A_ROW - 1, 0, -1):
+            try:
+                return act()
+            except EngineError as error:
+                self.observer.note(f"{what} failed: {error}; {left} more attempts")
+        return act()
+
     def _keep_frames(self, policy: SkipPolicy, clips: list[Frames]) -> None:
         """Frames, and a clip of them, by case; a full quota costs pictures, never the study."""
         from fa_tuner.report.clips import encode_clip
@@ -311,10 +329,11 @@ class _Run:
             order = ranked(measured, wanted)
             if doubtful and timed < MOST_TIMED_AGAIN:
                 policy, timed = doubtful[0].policy, timed + 1
-                self.store.set_latency(name, policy.key, self.evaluator.time_again(policy))
+                latency = self._patiently(f"timing {policy} again", partial(self.evaluator.time_again, policy))
+                self.store.set_latency(name, policy.key, latency)
             elif order and self.spec.workload.holdout and order[0].holdout_met(wanted) is None:
                 policy = order[0].policy
-                cases = self.evaluator.check_holdout(policy)
+                cases = self._patiently("a held-out prompt", partial(self.evaluator.check_holdout, policy))
                 self.store.set_holdout(name, policy.key, cases)
                 self.observer.holdout(policy, wanted.met_by(cases))
             else:

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from fa_tuner.domain.errors import ConflictError, NothingQualifiesError, ThresholdError
+from fa_tuner.domain.errors import (
+    ConflictError,
+    EngineError,
+    NothingQualifiesError,
+    NotQuantizedError,
+    ThresholdError,
+)
 from fa_tuner.domain.measurement import CaseQuality
 from fa_tuner.domain.policy import DTYPES, SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation, Recommendation, Study
@@ -23,6 +29,7 @@ from fa_tuner.tuning import tune
 from tests.support.observers import Silent
 
 NOISE = "spread=0.05,drift=0.1,outliers=0.05"
+SILENT = Silent()
 Tune = Callable[..., tuple[Study, list[Evaluation]]]
 
 
@@ -31,13 +38,13 @@ def tuned(tmp_path: Path) -> Tune:
     """`tuned(landscape_options, **settings)` tunes a synthetic landscape; the study and its evaluations."""
     url = f"sqlite:///{tmp_path / 'fa-tune.db'}"
 
-    def run(landscape: dict[str, Any], **settings: Any) -> tuple[Study, list[Evaluation]]:
+    def run(landscape: dict[str, Any], observer: Silent = SILENT, **settings: Any) -> tuple[Study, list[Evaluation]]:
         options = {"steps": 4, "layers": 4, "prompts": 2, "seed": 1, **landscape}
         model = tmp_path / f"landscape-{options['seed']}.json"
         synthetic_landscape(**options).write(model)
         chosen = load_run_settings({"engine": "replay", "model": str(model), "study": "s", "min_psnr": 5, **settings})
         with Store.open(url) as store:
-            study = tune(chosen.request(), store, Artifacts(str(tmp_path / "a"), 2**20), Silent(), url)
+            study = tune(chosen.request(), store, Artifacts(str(tmp_path / "a"), 2**20), observer, url)
             return study, store.evaluations(study.spec.name)
 
     return run
@@ -111,6 +118,71 @@ def test_a_refused_threshold_keeps_the_baseline(tuned: Tune, monkeypatch: pytest
     assert (study.state, study.spec.requirement.min_psnr, len(ran)) == ("finished", 20, 1)
     with pytest.raises(ConflictError, match="requirement"):
         tuned({}, trials=4, min_psnr=25)
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, times: int, error: type[Exception] = EngineError) -> list[int]:
+    """The evaluator's method fails that often; gives the number of its calls so far."""
+    original, calls = getattr(Evaluator, name), []
+
+    def act(self: Evaluator, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error(f"the card fell off the bus, {len(calls)}")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Evaluator, name, act)
+    return calls
+
+
+PATIENT = [
+    ("run_baseline", {}, {}, "the baseline"),
+    ("check_holdout", {"holdout": 1}, {}, "a held-out prompt"),
+    ("time_again", {}, {"engine_args": {"latency": "measured", "noise": NOISE}}, "timing fp8, skip steps"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "landscape", "settings", "what"), PATIENT, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_what_has_no_row_to_fail_in_is_tried_again(
+    tuned: Tune, monkeypatch: pytest.MonkeyPatch, name: str, landscape: Any, settings: Any, what: str
+) -> None:
+    calls, listening = failing(monkeypatch, name, 2), Listening()
+    study, _ = tuned(landscape, listening, trials=4, **settings)
+    assert study.state == "finished" and len(calls) >= 3
+    failed = [note for note in listening.notes if "failed: the card fell off the bus" in note]
+    assert [note.rpartition("; ")[2].split()[0] for note in failed] == ["2", "1"]
+    assert all(note.startswith(what) for note in failed)
+
+
+@pytest.mark.parametrize(
+    ("name", "landscape", "settings", "what"), PATIENT, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_three_times_is_the_end(
+    tuned: Tune, monkeypatch: pytest.MonkeyPatch, name: str, landscape: Any, settings: Any, what: str
+) -> None:
+    with monkeypatch.context() as patched:
+        calls = failing(patched, name, 99)
+        with pytest.raises(EngineError, match="fell off the bus, 3"):
+            tuned(landscape, trials=4, **settings)
+        assert len(calls) == 3
+    study, _ = tuned(landscape, trials=4, **settings)  # the same command goes on
+    assert study.state == "finished"
+
+
+def test_what_did_not_run_quantized_is_not_tried_again(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = failing(monkeypatch, "run_baseline", 99, NotQuantizedError)
+    with pytest.raises(NotQuantizedError):
+        tuned({}, trials=4)
+    assert len(calls) == 1
 
 
 def test_noise_alone_is_never_recommended(tuned: Tune) -> None:

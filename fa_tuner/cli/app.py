@@ -10,6 +10,7 @@ from .export import export
 from .inspect import config, doctor
 from .query import pareto, recommend, show, studies
 from .run import run
+from .verify import verify
 
 app = typer.Typer(
     name="fa-tune",
@@ -43,5 +44,6 @@ app.command()(show)
 app.command()(pareto)
 app.command()(recommend)
 app.command()(export)
+app.command()(verify)
 app.command()(config)
 app.command()(doctor)

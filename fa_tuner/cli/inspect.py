@@ -40,40 +40,36 @@ def config(
     console().print(table)
 
 
-def doctor(json_: Json = False) -> None:
-    """Say which engines can run here, and why not."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
+def doctor(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Also look at this folder or hub id.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what can be tuned on this machine, why not, and what to install; nothing is loaded."""
+    from dataclasses import asdict
 
     from rich.table import Table
+    from rich.text import Text
 
-    from fa_tuner.domain.errors import FaTuneError
-    from fa_tuner.engines.registry import engine_class, engine_names
+    from fa_tuner.engines.doctor import report
 
     from .render import console, print_json
 
-    rows: list[dict[str, str]] = []
-    for name in engine_names():
-        try:
-            reason = engine_class(name).unavailable_because()
-        except FaTuneError as error:
-            reason = str(error)
-        rows.append({"what": f"engine {name}", "verdict": "cannot" if reason else "works", "detail": reason or ""})
-    for package in ("torch", "diffusers", "transformers", "optuna", "torch-npu", "vllm-omni", "vllm", "mindiesd"):
-        try:
-            rows.append({"what": package, "verdict": "installed", "detail": version(package)})
-        except PackageNotFoundError:
-            rows.append({"what": package, "verdict": "absent", "detail": ""})
-    rows.append({"what": "python", "verdict": "installed", "detail": platform.python_version()})
+    *rows, summary = report(model)
     if json_:
-        print_json(rows)
+        print_json([asdict(row) for row in (*rows, summary)])
         return
+    style = {"works": "green", "cannot": "red", "unknown": "yellow"}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("what", "verdict", "detail"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column != "detail", overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
-    console().print(table)
+        table.add_row(row.what, Text(row.verdict, style[row.verdict]), row.detail)
+    out = console()
+    out.print(table)
+    out.print()
+    out.print(Text(summary.detail, style[summary.verdict]))
 
 
 def _without_password(url: str) -> str:

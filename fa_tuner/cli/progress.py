@@ -61,6 +61,8 @@ class LiveProgress:
         self._say(
             f"{description.pipeline} on {description.device}, {description.grid}, operator {description.operator}"
         )
+        for remark in description.remarks:
+            self._say(remark)
         self._task = self._bar.add_task("baseline", total=policies)
 
     def baseline(self, baseline: Baseline, reused: bool) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Frames = npt.NDArray[np.uint8]  # [frames, height, width, 3], RGB
 
 CellCall = tuple[int, int, str]  # step index, layer index, dtype ("native" or a quantized one)
+UNPUBLISHED = -1  # stands in a CellCall for an index that the pipeline did not publish
+Prefix = Literal["none", "keep", "reuse"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Description:
 
     `calls_per_cell` is the number of self-attention calls that one generation makes in each (step, layer).
     `latency` says what kind of time its generations can give: `measured` only where quantized kernels really
-    run. `operator` says which arithmetic the quantized calls use.
+    run. `operator` says which arithmetic the quantized calls use. `settings` are what was set of the engine beyond
+    the workload; `resumes` says whether it can go on from a kept prefix. `remarks` are for the user's eyes.
     """
 
     engine: str
@@ -39,6 +42,9 @@ class Description:
     device: str
     pipeline: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    resumes: bool = False
+    remarks: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -46,7 +52,7 @@ class Description:
         return {
             "engine": self.engine, "device": self.device, "operator": self.operator, "pipeline": self.pipeline,
             "steps": self.grid.steps, "layers": list(self.grid.layers), "calls_per_cell": self.calls_per_cell,
-            "versions": dict(self.versions),
+            "versions": dict(self.versions), **({"settings": dict(self.settings)} if self.settings else {}),
         }  # fmt: skip
 
     @property
@@ -60,7 +66,10 @@ class Generation:
 
     `frames` is uint8 RGB [frames, height, width, 3]; an engine that answers from a record has none and gives
     `recorded` quality against its baseline instead. `calls` counts self-attention calls by (step, layer,
-    dtype); `cross_attention_quantized` must stay 0. Times are wall-clock seconds, synchronized.
+    dtype), on the first rank, and `other_ranks` on the others; `cross_attention_quantized` must stay 0. Where the run
+    went on from a kept prefix, `reused_steps` steps were not run, and `reused_calls` are those recorded for them.
+    Times are wall-clock seconds, synchronized. `doubts` are what the engine knows that may keep calls from being
+    quantized, for the message if they were not.
     """
 
     frames: Frames | None
@@ -71,6 +80,11 @@ class Generation:
     cross_attention_quantized: int = 0
     peak_memory_mb: float | None = None
     recorded: CaseQuality | None = None
+    other_ranks: tuple[Counter[CellCall], ...] = ()
+    reused_steps: int = 0
+    reused_calls: Counter[CellCall] = field(default_factory=Counter)
+    step_seconds: tuple[float, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 class Engine(ABC):
@@ -90,6 +104,7 @@ class Engine(ABC):
             NotFoundError: there is no such model or file.
             UnsupportedModelError: the selectors cannot work on it, and why.
             UsageError: an option that this engine does not know.
+            NotQuantizedError: nothing would run quantized here, and why.
             EngineError: it cannot be loaded here.
         """
 
@@ -97,11 +112,16 @@ class Engine(ABC):
     def describe(self) -> Description: ...
 
     @abstractmethod
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
         """Run the workload once.
+
+        `prefix` matters only to an engine that resumes: "keep" runs in full and keeps the state after each step,
+        "reuse" goes on from the longest kept prefix that this policy shares, and keeps the rest; "none" does neither,
+        as a run must that is timed.
 
         Raises:
             EngineError: the run failed; the engine can still be used.
+            NotQuantizedError: the engine itself says that it cannot quantize.
         """
 
     @abstractmethod

@@ -7,7 +7,6 @@ import gc
 import os
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 from fa_tuner.domain.errors import EngineError, UnsupportedModelError, UsageError
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import Description, Engine, Generation
+from fa_tuner.engines.base import Description, Engine, Generation, Prefix
+from fa_tuner.engines.environment import installed_versions
+from fa_tuner.engines.fitting import check_pipeline, check_size
 from fa_tuner.engines.model_files import locate, read_index, weights_digest
 
-PIPELINES = {"WanPipeline": "t2v", "WanImageToVideoPipeline": "i2v"}
 OPTIONS = ("device", "torch_dtype", "image")
 
 
@@ -55,7 +55,7 @@ class DiffusersEngine(Engine):
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         folder = locate(workload.model, workload.revision)
         index = read_index(folder)
-        _check_pipeline(index["_class_name"], workload)
+        check_pipeline(index["_class_name"], workload)
         device = options.get("device") or _best_device()
         torch_dtype = options.get("torch_dtype") or ("float32" if device.startswith("cpu") else "bfloat16")
         image = _open_image(options.get("image")) if workload.task == "i2v" else None
@@ -65,7 +65,7 @@ class DiffusersEngine(Engine):
     def describe(self) -> Description:
         return self._description
 
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
         import torch
 
         if self._pipeline is None:
@@ -183,17 +183,6 @@ def _best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_pipeline(name: str, workload: Workload) -> None:
-    if name not in PIPELINES:
-        raise UnsupportedModelError(
-            f"{workload.model} is a {name}; fa-tune drives {' and '.join(PIPELINES)}. vLLM-Omni publishes no step or "
-            "layer index for other pipelines, so skip selectors would do nothing, or quantize everything, silently"
-        )
-    if PIPELINES[name] != workload.task:
-        wanted = "needs --image" if PIPELINES[name] == "i2v" else "takes no --image"
-        raise UsageError(f"{workload.model} is a {name} ({PIPELINES[name]}) and {wanted}")
-
-
 def _load(folder: Path, class_name: str, workload: Workload, device: str, torch_dtype: str) -> Any:
     import diffusers
     import torch
@@ -237,7 +226,12 @@ def _describe(
     head_dim = experts[0].config.attention_head_dim
     if head_dim & (head_dim - 1):
         raise UnsupportedModelError(f"head dim {head_dim} is no power of two, which the operator's rotation needs")
-    _check_size(pipeline, experts[0].config.patch_size, workload)
+    check_size(
+        workload,
+        pipeline.vae_scale_factor_spatial,
+        pipeline.vae_scale_factor_temporal,
+        experts[0].config.patch_size,
+    )
     pipeline.scheduler.set_timesteps(workload.steps)
     if len(pipeline.scheduler.timesteps) != workload.steps:
         raise UsageError(
@@ -254,7 +248,7 @@ def _describe(
         device=f"{device} ({torch_dtype})",
         pipeline=type(pipeline).__name__,
         versions={
-            **_versions("torch", "torch-npu", "diffusers", "transformers"),
+            **installed_versions("torch", "torch-npu", "diffusers", "transformers"),
             **_hardware(device),
             "weights": weights_digest(folder),
         },
@@ -269,33 +263,6 @@ def _hardware(device: str) -> dict[str, str]:
     if kind == "cpu":
         return {}
     return {"accelerator": str(getattr(torch, kind).get_device_name())}
-
-
-def _check_size(pipeline: Any, patch: tuple[int, int, int], workload: Workload) -> None:
-    """The pipeline rounds a size that does not fit; a figure for another size than asked would be wrong."""
-    for what, value, multiple in (
-        ("height", workload.height, max(16, pipeline.vae_scale_factor_spatial * patch[1])),
-        ("width", workload.width, max(16, pipeline.vae_scale_factor_spatial * patch[2])),
-    ):
-        if value % multiple:
-            near = max(multiple, round(value / multiple) * multiple)
-            raise UsageError(
-                f"{what} {value} does not fit this model; it must be a multiple of {multiple}, such as {near}"
-            )
-    step = pipeline.vae_scale_factor_temporal
-    if (workload.frames - 1) % step:
-        near = round((workload.frames - 1) / step) * step + 1
-        raise UsageError(
-            f"{workload.frames} frames do not fit this model; take a multiple of {step} plus 1, such as {near}"
-        )
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _open_image(path: str | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ _SAMPLES, _SAMPLE_BYTES = 64, 2**18
 _INDEX = "model_index.json"
 
 
-def locate(model: str, revision: str | None) -> Path:
+def locate(model: str, revision: str | None, only: Sequence[str] | None = None) -> Path:
     """The local folder of a path or of a Hugging Face id (fetched, or taken from the hub's cache).
+
+    `only`: patterns of the files to fetch, instead of all that a pipeline is loaded from.
 
     Raises:
         NotFoundError: neither a folder here nor a model there.
@@ -32,7 +35,7 @@ def locate(model: str, revision: str | None) -> Path:
         raise NotFoundError(
             f"model {model[:200]} does not exist; give a folder, or a hub id such as Wan-AI/Wan2.2-T2V-A14B-Diffusers"
         )
-    return _fetch(model, revision)
+    return _fetch(model, revision, only)
 
 
 def local_path(model: str) -> Path | None:
@@ -44,7 +47,7 @@ def local_path(model: str) -> Path | None:
         return None
 
 
-def _fetch(model: str, revision: str | None) -> Path:
+def _fetch(model: str, revision: str | None, only: Sequence[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -55,7 +58,9 @@ def _fetch(model: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.msgpack", "*.onnx"]))
+        chosen = list(only) if only else None
+        ignored = ["*.bin", "*.msgpack", "*.onnx"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=chosen, ignore_patterns=ignored))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise NotFoundError(
             f"model {model} (revision {revision or 'main'}) is no folder here and not on the hub"
@@ -73,6 +78,19 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: no diffusers folder, or it lacks a part.
     """
+    index = parse_index(folder)
+    for name, part in index.items():
+        if isinstance(part, list) and len(part) == 2 and part[0] is not None:
+            _check_part(folder, name)
+    return index
+
+
+def parse_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json` alone; what it names may be missing.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,9 +102,6 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder / _INDEX} cannot be read as JSON: {error}") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise UsageError(f"{folder / _INDEX} names no pipeline class")
-    for name, part in index.items():
-        if isinstance(part, list) and len(part) == 2 and part[0] is not None:
-            _check_part(folder, name)
     return index
 
 
@@ -117,3 +132,12 @@ def weights_digest(folder: Path) -> str:
                 file.seek(part * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def file_digest(path: str) -> str:
+    """16 hexadecimal digits of a file's content, or of a folder's configuration and weight files."""
+    found = Path(path)
+    if found.is_dir():
+        return weights_digest(found)
+    with found.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from fa_tuner.domain.errors import EngineError, UsageError
@@ -15,6 +16,15 @@ GROUP = "fa_tuner.engines"
 
 def engine_names() -> list[str]:
     return sorted(entry_points(group=GROUP).names)
+
+
+def default_engine() -> str:
+    """`vllm-omni` where it is installed and an NPU answers, else `diffusers`."""
+    if find_spec("vllm_omni") is None or find_spec("torch_npu") is None:
+        return "diffusers"
+    from fa_tuner.engines.vllm_omni.npu import ask_devices
+
+    return "vllm-omni" if ask_devices().names else "diffusers"
 
 
 def engine_class(name: str) -> type[Engine]:

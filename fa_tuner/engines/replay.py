@@ -14,7 +14,7 @@ from typing import Any, Literal
 from fa_tuner.domain.errors import ConflictError, EngineError, UsageError
 from fa_tuner.domain.policy import NATIVE, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import CellCall, Description, Engine, Generation
+from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix
 from fa_tuner.engines.landscape import Landscape, named
 
 _FREE = {"model", "revision", "prompts", "holdout", "seeds", "options"}  # may differ; prompts and seeds are looked up
@@ -129,7 +129,7 @@ class ReplayEngine(Engine):
     def describe(self) -> Description:
         return self._description
 
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
         landscape = self._landscape
         if landscape is None:
             raise EngineError("engine replay is closed; open it again")

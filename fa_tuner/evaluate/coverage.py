@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from fa_tuner.domain.errors import NotQuantizedError
 from fa_tuner.domain.measurement import Coverage
 from fa_tuner.domain.policy import NATIVE, SkipPolicy
-from fa_tuner.engines.base import Description, Generation
+from fa_tuner.engines.base import UNPUBLISHED, CellCall, Description, Generation
 
 
 def prove(description: Description, policy: SkipPolicy, generation: Generation) -> Coverage:
-    """Compare the calls seen with those the policy asks for, cell by cell.
+    """Compare the calls seen, with those recorded for a reused prefix, to those the policy asks for: cell by cell, on
+    every rank.
 
     Raises:
         NotQuantizedError: naming the first cell that differs, and the likely cause.
@@ -22,31 +24,46 @@ def prove(description: Description, policy: SkipPolicy, generation: Generation) 
         for step in range(grid.steps)
         for layer in grid.layers
     }
-    seen = generation.calls
-    for cell in sorted(expected.keys() | seen.keys()):
-        if expected.get(cell, 0) != seen.get(cell, 0):
-            step, layer, dtype = cell
-            raise NotQuantizedError(
-                f"under policy {policy}, step {step} layer {layer} made {seen.get(cell, 0)} {dtype} attention calls "
-                f"and should have made {expected.get(cell, 0)}; {_cause(policy, generation)}"
-            )
+    ranks = [calls + generation.reused_calls for calls in (generation.calls, *generation.other_ranks)]
+    for rank, seen in enumerate(ranks):
+        for cell in sorted(expected.keys() | seen.keys()):
+            if expected.get(cell, 0) != seen.get(cell, 0):
+                where = f", on rank {rank}" if rank else ""
+                raise NotQuantizedError(
+                    f"under policy {policy}, {_place(cell)} made {seen.get(cell, 0)} {cell[2]} attention calls and "
+                    f"should have made {expected.get(cell, 0)}{where}; {_cause(policy, seen, generation.doubts)}"
+                )
     if generation.cross_attention_quantized:
         raise NotQuantizedError(
             f"under policy {policy}, {generation.cross_attention_quantized} cross-attention calls ran quantized; "
             "only self-attention may"
         )
+    seen = ranks[0]
     quantized = sum(count for (_, _, dtype), count in seen.items() if dtype != NATIVE)
     wanted = each * round(policy.share(grid) * grid.steps * len(grid.layers))
     return Coverage(quantized, sum(seen.values()) - quantized, wanted, proven=quantized == wanted)
 
 
-def _cause(policy: SkipPolicy, generation: Generation) -> str:
-    dtypes = {dtype for _, _, dtype in generation.calls}
-    if not generation.calls:
+def _place(cell: CellCall) -> str:
+    step, layer, _ = cell
+    return (
+        f"{'an unpublished step' if step == UNPUBLISHED else f'step {step}'} "
+        f"{'an unknown layer' if layer == UNPUBLISHED else f'layer {layer}'}"
+    )
+
+
+def _cause(policy: SkipPolicy, seen: Counter[CellCall], doubts: Iterable[str]) -> str:
+    if not seen:
         return "no attention call was seen at all: the engine does not run the layers that it describes"
-    if not policy.is_native and dtypes == {NATIVE}:
-        return "nothing ran quantized: the engine fell back to native attention without saying so"
-    return "the engine does not follow the skip selectors"
+    causes = []
+    if any(step == UNPUBLISHED for step, _, _ in seen):
+        causes.append("the pipeline publishes no denoising step index, so skip_steps cannot work on it")
+    if any(layer == UNPUBLISHED for _, layer, _ in seen):
+        causes.append("attention layers have no parseable layer index, so skip_layers cannot work on them")
+    if not policy.is_native and all(dtype == NATIVE for _, _, dtype in seen):
+        causes.append("nothing ran quantized: the engine fell back to native attention without saying so")
+    causes += doubts
+    return "; ".join(causes) or "the engine does not follow the skip selectors"
 
 
 def total(coverages: Iterable[Coverage]) -> Coverage:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from fa_tuner.domain.measurement import CaseQuality, Coverage, Latency, Measurem
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import Engine, Generation
+from fa_tuner.engines.base import Engine, Generation, Prefix
 from fa_tuner.evaluate import coverage
 from fa_tuner.evaluate.profile import DeviceProfile
 from fa_tuner.evaluate.timing import Pair, conclude
@@ -31,7 +31,14 @@ class Evaluator:
     With a `profile` latency is projected from it; without one it is measured over `repeats` interleaved pairs.
     """
 
-    def __init__(self, engine: Engine, workload: Workload, profile: DeviceProfile | None, repeats: int = 3) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        workload: Workload,
+        profile: DeviceProfile | None,
+        repeats: int = 3,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._engine = engine
         self._workload = workload
         self._profile = profile
@@ -39,6 +46,8 @@ class Evaluator:
         self._description = engine.describe()
         self._reference: dict[Case, Frames | None] = {}
         self._warm = False
+        self._note = note
+        self._resuming: bool | None = None  # whether resumed runs were found equal to full ones; None before the first
 
     def run_baseline(self) -> tuple[Measurement, Baseline]:
         """Generate every searched case natively, twice; the second against the first is the noise floor. Where latency
@@ -51,7 +60,8 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                (first, proof), (second, other) = (self._generate(NATIVE, case) for _ in range(2))
+                first, proof = self._generate(NATIVE, case, "keep" if self._profile else "none")
+                second, other = self._generate(NATIVE, case)
                 coverages += [proof, other]
                 row.append(_pair(first, second))
                 if repeat == 0:
@@ -101,7 +111,7 @@ class Evaluator:
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                generation, proof = self._generate(policy, case)
+                generation, proof = self._generate(policy, case, "reuse" if self._profile else "none")
                 coverages.append(proof)
                 if repeat == 0:
                     seen.append(self._compare(case, generation))
@@ -119,6 +129,7 @@ class Evaluator:
             detail={
                 "engine_denoise_seconds": math.fsum(g.denoise_seconds for g in generations),
                 "engine_end_to_end_seconds": math.fsum(g.end_to_end_seconds for g in generations),
+                "steps_reused": sum(g.reused_steps for g in generations),
             },
         )
         return measurement, [g.frames for g in generations if g.frames is not None]
@@ -142,17 +153,31 @@ class Evaluator:
         seen = []
         for case in self._workload.holdout_cases:
             if case not in self._reference:
-                self._reference[case] = self._generate(NATIVE, case)[0].frames
-            seen.append(self._compare(case, self._generate(policy, case)[0]))
+                self._reference[case] = self._generate(NATIVE, case, "keep")[0].frames
+            seen.append(self._compare(case, self._generate(policy, case, "reuse")[0]))
         return tuple(seen)
 
-    def _generate(self, policy: SkipPolicy, case: Case) -> tuple[Generation, Coverage]:
+    def _generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> tuple[Generation, Coverage]:
         """One run, native or not, never without its proof."""
-        generation = self._engine.generate(policy, case)
+        generation = self._engine.generate(policy, case, "none" if self._resuming is False else prefix)
+        if generation.reused_steps and self._resuming is None:
+            generation = self._check_resuming(policy, case, generation)
         for seconds in (generation.denoise_seconds, generation.end_to_end_seconds):
             if not (math.isfinite(seconds) and seconds > 0):
                 raise EngineError(f"the engine returned a time of {seconds} seconds; nothing can be concluded from it")
         return generation, coverage.prove(self._description, policy, generation)
+
+    def _check_resuming(self, policy: SkipPolicy, case: Case, resumed: Generation) -> Generation:
+        """The first resumed run against the same one in full: only bit-equal frames let later ones be trusted."""
+        full = self._engine.generate(policy, case)
+        assert resumed.frames is not None and full.frames is not None
+        self._resuming = bool((resumed.frames == full.frames).all())
+        self._note(
+            f"resumed after {resumed.reused_steps} kept steps, the frames were "
+            + ("equal to those of the full run, bit by bit: shared steps are not computed again" if self._resuming
+               else "not those of the full run: every generation runs in full")
+        )  # fmt: skip
+        return full
 
     def _compare(self, case: Case, generation: Generation) -> CaseQuality:
         if generation.recorded is not None:

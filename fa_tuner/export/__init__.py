@@ -6,10 +6,11 @@ from fa_tuner.domain.errors import UsageError
 from fa_tuner.export.base import Exporter
 from fa_tuner.export.deploy import DeployExporter
 from fa_tuner.export.flags import FlagsExporter
-from fa_tuner.export.merge import merge_into
+from fa_tuner.export.merge import merge_into, target_of
 from fa_tuner.export.stage_args import StageArgsExporter
+from fa_tuner.export.target import Target
 
-__all__ = ["EXPORTERS", "Exporter", "exporter", "merge_into"]
+__all__ = ["EXPORTERS", "Exporter", "Target", "exporter", "merge_into", "target_of"]
 
 EXPORTERS: dict[str, type[Exporter]] = {
     kind.name: kind for kind in (DeployExporter, StageArgsExporter, FlagsExporter)

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 from fa_tuner.domain.errors import FaTuneError, NothingQualifiesError, UsageError
 from fa_tuner.domain.study import Recommendation
+from fa_tuner.domain.upstream import Release
 from fa_tuner.export.header import comment_block
+from fa_tuner.export.target import Target, model_class_of
 
 DTYPE = "diffusion_kv_cache_dtype"
 SKIP_STEPS = "diffusion_kv_cache_skip_steps"
@@ -23,23 +25,30 @@ class Exporter(ABC):
     name: ClassVar[str]
     note: ClassVar[str] = ""
 
-    def export(self, recommendation: Recommendation, stage_id: int = 0) -> str:
+    def export(self, recommendation: Recommendation, stage_id: int = 0, release: Release | None = None) -> str:
         """The policy with its evidence as comments, ending in a newline; the same input gives the same text.
+        With a `release` of vLLM-Omni, what the comments say holds for that one.
 
         Raises:
             NothingQualifiesError: the policy quantizes nothing.
-            UsageError: `stage_id` is out of range.
+            UsageError: `stage_id` is out of range, or `release` would refuse the text or ignore it.
         """
-        values = values_for(recommendation, stage_id)
-        text = comment_block(recommendation, stage_id, self.note) + self.render(values, stage_id)
+        values, target = values_for(recommendation, stage_id), Target(self.name, release)
+        target.check(recommendation)
+        block = comment_block(recommendation, stage_id, target, self.note_for(release))
+        text = block + self.render(values, stage_id, model_class_of(recommendation))
         found = self.read_back(text, stage_id)
         if not (all(type(found.get(key)) is str for key in KEYS) and found == values):
             raise FaTuneError(f"the {self.name} export reads back as {dict(found)}, not {values}; please report it")
         return text
 
+    def note_for(self, release: Release | None) -> str:
+        """The note, for one version where that is known."""
+        return self.note
+
     @abstractmethod
-    def render(self, values: Mapping[str, str], stage_id: int) -> str:
-        """The three `KEYS` with their values, without comments."""
+    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
+        """The three `KEYS` with their values, without comments; `model` is the class name of the model."""
 
     @abstractmethod
     def read_back(self, text: str, stage_id: int) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fa_tuner.domain.upstream import PIPELINE_TO_NAME
 from fa_tuner.export.base import KEYS, Exporter
 
 
 class DeployExporter(Exporter):
-    """Keys under `platforms.npu.stages`; vLLM-Omni drops such an entry without a matching one under `stages`."""
+    """Keys under `platforms.npu.stages`; vLLM-Omni drops such an entry without a matching one under `stages`, and reads
+    nothing at all for some models unless the file names a pipeline."""
 
     name = "deploy"
     note = (
@@ -17,10 +19,13 @@ class DeployExporter(Exporter):
         "fa-tune export --into FILE."
     )
 
-    def render(self, values: Mapping[str, str], stage_id: int) -> str:
+    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
+        pipeline, of_stage = "", ""
+        if model in PIPELINE_TO_NAME:
+            pipeline, of_stage = f"pipeline: {PIPELINE_TO_NAME[model]}\n\n", f"    model_class_name: {model}\n"
         keys = "".join(f'        {key}: "{values[key]}"\n' for key in KEYS)
         platforms = f"platforms:\n  npu:\n    stages:\n      - stage_id: {stage_id}\n{keys}"
-        return f"stages:\n  - stage_id: {stage_id}\n\n{platforms}"
+        return f"{pipeline}stages:\n  - stage_id: {stage_id}\n{of_stage}\n{platforms}"
 
     def read_back(self, text: str, stage_id: int) -> dict[str, Any]:
         import yaml
@@ -28,6 +33,7 @@ class DeployExporter(Exporter):
         document = yaml.safe_load(text)
         (stage,) = document["stages"]
         (entry,) = document["platforms"]["npu"]["stages"]
-        if stage != {"stage_id": stage_id}:
+        named = PIPELINE_TO_NAME.get(stage.pop("model_class_name", ""))
+        if stage != {"stage_id": stage_id} or document.get("pipeline") != named:
             return {}
         return {key: value for key, value in entry.items() if (key, value) != ("stage_id", stage_id)}

@@ -13,6 +13,7 @@ from fa_tuner.documents import one_line
 from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, Latency, aggregate
 from fa_tuner.domain.study import Recommendation, StudySpec
 from fa_tuner.domain.workload import Workload
+from fa_tuner.export.target import Target
 
 WIDTH = 110
 PROMPT_CHARACTERS = 60
@@ -20,10 +21,10 @@ MAX_CASES = 32
 _LABEL = 14
 
 
-def comment_block(recommendation: Recommendation, stage_id: int, note: str = "") -> str:
+def comment_block(recommendation: Recommendation, stage_id: int, target: Target, note: str = "") -> str:
     """Lines that each begin with "#", between a begin and an end mark for that stage."""
     begin, end = _marks(stage_id)
-    lines = [begin, *_lines(recommendation, stage_id, note), end]
+    lines = [begin, *_lines(recommendation, stage_id, target, note), end]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -48,7 +49,7 @@ def _marks(stage_id: int) -> tuple[str, str]:
     return f"# >>> fa-tune, stage {stage_id} >>>", f"# <<< fa-tune, stage {stage_id} <<<"
 
 
-def _lines(recommendation: Recommendation, stage_id: int, note: str) -> Iterator[str]:
+def _lines(recommendation: Recommendation, stage_id: int, target: Target, note: str) -> Iterator[str]:
     spec = recommendation.study.spec
     workload, environment = spec.workload, spec.environment
     yield from _wrapped(f"Attention policy for stage {stage_id}: {recommendation.policy}.")
@@ -63,9 +64,12 @@ def _lines(recommendation: Recommendation, stage_id: int, note: str) -> Iterator
     )
     yield "#"
     yield from _entry("model", f"{one_line(workload.model)}, revision {one_line(workload.revision or 'not pinned')}")
-    yield from _entry("request", _request(workload))
+    settings = dict(environment.get("settings") or {})
+    yield from _entry("request", _request(workload, settings.pop("flow_shift", None)))
     yield from _entry("seeds", ", ".join(map(str, workload.seeds)))
     yield from _entry("engine", _engine(environment))
+    if settings:
+        yield from _entry("settings", ", ".join(f"{one_line(k)} {one_line(str(v))}" for k, v in settings.items()))
     yield from _entry("versions", _versions(environment.get("versions") or {}))
     yield from _entry("latency", _latency(recommendation.measurement.latency, spec))
     for caveat in _caveats(recommendation.measurement.latency, environment):
@@ -79,8 +83,7 @@ def _lines(recommendation: Recommendation, stage_id: int, note: str) -> Iterator
     yield "#"
     yield from _wrapped(
         "A call runs native if its step is in the step selector or its layer in the layer selector; "
-        '"" skips nothing. Where platform, backend or dtype is unsupported, vLLM-Omni up to 0.28 only warns and '
-        "runs everything native; 0.30 refuses to start." + _needs(recommendation.policy.dtype)
+        f'"" skips nothing. {target.remarks(recommendation)}'
     )
 
 
@@ -90,16 +93,14 @@ def _floor(decibels: float) -> str:
     return f"{decibels:.2f} dB PSNR, native against native"
 
 
-def _needs(dtype: str) -> str:
-    return "" if dtype == "fp8" else f" The dtype {dtype} needs 0.30."
-
-
 def _date(when: datetime) -> str:
     moment = when if when.tzinfo is None else when.astimezone(UTC)
     return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
-def _request(workload: Workload) -> str:
+def _request(workload: Workload, shift: float | None) -> str:
+    """`shift` is the flow shift that the engine found in force, None where it did not say."""
+    shift = workload.flow_shift if shift is None else shift
     guidance = f"guidance {workload.guidance:g}"
     if workload.guidance_2 is not None:
         guidance += f" and {workload.guidance_2:g}"
@@ -108,7 +109,7 @@ def _request(workload: Workload) -> str:
         f"{workload.width}x{workload.height}",
         f"{workload.frames} frames",
         guidance,
-        f"flow shift {'as in the model' if workload.flow_shift is None else f'{workload.flow_shift:g}'}",
+        f"flow shift {'as in the model' if shift is None else f'{shift:g}'}",
         one_line(workload.task),
     ]
     return ", ".join(parts)

@@ -4,6 +4,9 @@ Where the keys go follows vLLM-Omni 0.30 (`config/stage_config.py`). Later beats
 `engine_args`, the NPU entry (of which only `engine_args` count where it has them), `engine_extras` of either. The
 policy is put on the NPU entry; a key that stands elsewhere on the same stage gets the same value, so that no
 place can win with another one. The names `kv_cache_*` beside ours are an error there, and refused here.
+
+Where vLLM-Omni would not read the file, it is made to name a pipeline and the model's class. A file that names another
+pipeline, or a base that may do so, keeps what it has.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any
 from fa_tuner.documents import one_line, parse_tree
 from fa_tuner.domain.errors import DocumentError
 from fa_tuner.domain.study import Recommendation
+from fa_tuner.domain.upstream import Release
 from fa_tuner.export.base import KEYS, values_for
 from fa_tuner.export.header import comment_block, replace_block
 from fa_tuner.export.splice import Append, Edit, Path, Put, apply, newline_of, splice
 from fa_tuner.export.stage_args import StageArgsExporter
+from fa_tuner.export.target import IN_THE_BASE, Target
 
 WHAT = "deploy file"
 _DEPLOY_KEYS = ("stages", "platforms", "pipeline", "base_config")
@@ -27,10 +32,13 @@ _LEGACY_STAGES: Path = ("stage_args",)
 _ALIASES = tuple(key.removeprefix("diffusion_") for key in KEYS)
 
 
-def merge_into(existing_text: str, recommendation: Recommendation, stage_id: int, where: str) -> str:
+def merge_into(
+    existing_text: str, recommendation: Recommendation, stage_id: int, where: str, release: Release | None = None
+) -> str:
     """The text of a deploy (or legacy stage_args) file with the policy for one stage and its comment block.
 
-    Every other byte stays; merging again replaces the policy and the block. `where` names the file.
+    Every other byte stays; merging again replaces the policy and the block. `where` names the file, `release` is as
+    in `Exporter.export`.
 
     Raises:
         DocumentError: the file is no deploy file, or cannot take the policy without changing something else.
@@ -41,10 +49,16 @@ def merge_into(existing_text: str, recommendation: Recommendation, stage_id: int
     source = f"{WHAT} {one_line(where)}"
     tree = parse_tree(text, WHAT, where, aliases=True)
     before = _load(text, source)
-    legacy = "stage_args" in before
-    edits = (_legacy_edits if legacy else _deploy_edits)(before, stage_id, values, source)
+    target = _target(before, release)
+    target.check(recommendation)
+    legacy = target.format == "stage-args"
+    if legacy:
+        edits = _legacy_edits(before, stage_id, values, source)
+    else:
+        edits = _deploy_edits(before, stage_id, values, target.to_name(recommendation), source)
     merged = splice(text, tree, edits, source)
-    block = comment_block(recommendation, stage_id, StageArgsExporter.note if legacy else "")
+    note = StageArgsExporter().note_for(release) if legacy else ""
+    block = comment_block(recommendation, stage_id, target, note)
     merged = replace_block(merged, block, stage_id, newline_of(text))
     if not _holds(merged, apply(_unshared(before), edits), source):
         raise DocumentError(
@@ -52,6 +66,22 @@ def merge_into(existing_text: str, recommendation: Recommendation, stage_id: int
             "anchor?); nothing was written. Export to a file of its own, with base_config, instead"
         )
     return existing_text[: len(existing_text) - len(text)] + merged
+
+
+def target_of(text: str, where: str, release: Release | None = None) -> Target:
+    """Who reads the file: the format that it is in, and whether it says which pipeline it is for.
+
+    Raises:
+        DocumentError: it is no YAML mapping that vLLM-Omni could read.
+    """
+    return _target(_load(text.removeprefix("\ufeff"), f"{WHAT} {one_line(where)}"), release)
+
+
+def _target(data: Mapping[str, Any], release: Release | None) -> Target:
+    named = data.get("pipeline")
+    if named is None and data.get("base_config") is not None:
+        named = IN_THE_BASE
+    return Target("stage-args" if "stage_args" in data else "deploy", release, None if named is None else str(named))
 
 
 def _holds(text: str, expected: dict[str, Any], source: str) -> bool:
@@ -63,14 +93,22 @@ def _holds(text: str, expected: dict[str, Any], source: str) -> bool:
         return False
 
 
-def _deploy_edits(data: Mapping[str, Any], stage_id: int, values: Mapping[str, str], source: str) -> list[Edit]:
+def _deploy_edits(
+    data: Mapping[str, Any], stage_id: int, values: Mapping[str, str], named: Mapping[str, str], source: str
+) -> list[Edit]:
+    """`named` is what must be named for the file to be read: a pipeline, and a class on the stage."""
     if not any(key in data for key in _DEPLOY_KEYS):
         raise DocumentError(f"{source} has none of {', '.join(_DEPLOY_KEYS)}; is it a vLLM-Omni deploy file?")
     own = _position(data, _STAGES, stage_id, source)
     npu = _position(data, _NPU_STAGES, stage_id, source)
     edits: list[Edit] = []
+    if named and data.get("pipeline") is None:
+        edits.append(Put((), "pipeline", named["pipeline"]))
+    of_stage = {key: value for key, value in named.items() if key != "pipeline"}
     if own is None:
-        edits.append(_addition(data, _STAGES, {"stage_id": stage_id}))
+        edits.append(_addition(data, _STAGES, {"stage_id": stage_id, **of_stage}))
+    else:
+        edits += [Put(own, key, value) for key, value in of_stage.items() if not _has(data, own, key)]
     if npu is None:
         edits.append(_addition(data, _NPU_STAGES, {"stage_id": stage_id, **values}))
     else:
@@ -146,6 +184,12 @@ def _agreeing(data: Mapping[str, Any], stage: Path, values: Mapping[str, str], s
                 )
         edits += [Put(path, key, values[key]) for key in KEYS if key in place]
     return edits
+
+
+def _has(data: Mapping[str, Any], stage: Path, key: str) -> bool:
+    """Whether the stage has a value for the key in any place."""
+    places = (_at(data, path) for path in (stage, (*stage, "engine_args"), (*stage, "engine_extras")))
+    return any(isinstance(place, dict) and place.get(key) is not None for place in places)
 
 
 def _at(data: Mapping[str, Any], path: Path) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fa_tuner.domain.upstream import Release
 from fa_tuner.export.base import KEYS, Exporter
 
 
 class StageArgsExporter(Exporter):
-    """Keys under `stage_args[].engine_args`."""
+    """Keys under `stage_args[].engine_args`; 0.26 does not start a stage without `runtime` and `final_output`."""
 
     name = "stage-args"
     note = (
@@ -17,10 +18,14 @@ class StageArgsExporter(Exporter):
         "There, use the deploy format."
     )
 
-    def render(self, values: Mapping[str, str], stage_id: int) -> str:
+    def note_for(self, release: Release | None) -> str:
+        return self.note if release is None else "For --stage-configs-path."
+
+    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
         keys = "".join(f'      {key}: "{values[key]}"\n' for key in KEYS)
-        stage = f"stage_args:\n  - stage_id: {stage_id}\n    stage_type: diffusion\n"
-        return f"{stage}    engine_args:\n      model_stage: dit\n{keys}"
+        stage = f"stage_args:\n  - stage_id: {stage_id}\n    stage_type: diffusion\n    runtime: {{}}\n"
+        output = "    final_output: true\n    final_output_type: video\n"
+        return f"{stage}    engine_args:\n      model_stage: dit\n{keys}{output}"
 
     def read_back(self, text: str, stage_id: int) -> dict[str, Any]:
         import yaml

@@ -42,7 +42,14 @@ _RECIPES = {
 
 
 @torch.no_grad()
-def quantized_attention(query: Tensor, key: Tensor, value: Tensor, dtype: str, scale: float | None = None) -> Tensor:
+def quantized_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dtype: str,
+    scale: float | None = None,
+    rotations: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Dense, non-causal attention on inputs quantized to `dtype` and back, as vLLM-Omni and MindIE-SD run it on an NPU.
 
     Query and key are rotated in the query's own dtype (known for mxfp8 and mxfp4, taken to be the same for fp8), so a
@@ -55,6 +62,7 @@ def quantized_attention(query: Tensor, key: Tensor, value: Tensor, dtype: str, s
         key, value: [batch, another sequence, heads, head_dim], of the query's dtype and device.
         dtype: "fp8", "mxfp8" or "mxfp4".
         scale: factor on the logits; 1 / sqrt(head_dim) if None.
+        rotations: [head_dim, head_dim] for the query and for the key; `rotation_matrix` for both if None.
 
     Returns:
         [batch, sequence, heads, head_dim] in the query's dtype.
@@ -66,10 +74,10 @@ def quantized_attention(query: Tensor, key: Tensor, value: Tensor, dtype: str, s
         raise UsageError(f"quantized attention: dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     _check_inputs(query, key, value)
     recipe = _RECIPES[dtype]
-    rotation = rotation_matrix(query.shape[3], query.dtype, query.device)
+    query_rotation, key_rotation = rotations or (rotation_matrix(query.shape[3], query.dtype, query.device),) * 2
     output = scaled_dot_product_attention(
-        recipe.query(query @ rotation).transpose(1, 2),
-        recipe.key(key @ rotation).transpose(1, 2),
+        recipe.query(query @ query_rotation).transpose(1, 2),
+        recipe.key(key @ key_rotation).transpose(1, 2),
         recipe.value(value).transpose(1, 2),
         scale=scale,
     )

@@ -273,7 +273,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *policies: int) -> None:
     seen: list[str] = []
     original = ReplayEngine.generate
 
-    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         if not policy.is_native and policy.key not in seen:
             seen.append(policy.key)
         if not policy.is_native and seen.index(policy.key) + 1 in policies:
@@ -348,7 +348,7 @@ class LyingEngine(ReplayEngine):
         assert isinstance(opened, cls)
         return opened
 
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         honest = super().generate(policy, case)
         native = Counter({(step, layer, NATIVE): count for (step, layer, _), count in honest.calls.items()})
         return replace(honest, calls=native)
@@ -357,7 +357,7 @@ class LyingEngine(ReplayEngine):
 class DeafEngine(LyingEngine):
     """Quantizes, but not where it was told to: all of it."""
 
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         everywhere = SkipPolicy() if policy.is_native else SkipPolicy(policy.dtype)
         return ReplayEngine.generate(self, everywhere, case)
 

@@ -32,7 +32,7 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[SkipPolicy, Case]]:
     seen: list[tuple[SkipPolicy, Case]] = []
     original = ReplayEngine.generate
 
-    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         seen.append((policy, case))
         return original(self, policy, case)
 
@@ -128,7 +128,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, at: int, times: int) -> None:
     """Ctrl-C while generation number `at` runs."""
     count, original = 0, ReplayEngine.generate
 
-    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         nonlocal count
         count += 1
         for _ in range(times if count == at else 0):

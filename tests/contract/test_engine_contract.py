@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -76,7 +77,24 @@ def _diffusers_i2v(request: pytest.FixtureRequest) -> Opened:
     return cls, replace(workload, model=model, task="i2v", image=digest), {**options, "image": str(path)}
 
 
-ENGINES = [_replay, _replay_formula, _diffusers, _diffusers_unguided, _diffusers_i2v]
+def _vllm_omni(request: pytest.FixtureRequest) -> Opened:
+    """On the emulated NPU, in its own environment."""
+    from fa_tuner.engines.vllm_omni.engine import VllmOmniEngine
+
+    workload = Workload(
+        model=str(Path(__file__).parents[2] / "studies" / "demo" / "model"),
+        prompts=("red digit moving left", "blue digit moving right"),
+        height=32, width=32, frames=5, steps=STEPS, guidance=4.0,
+    )  # fmt: skip
+    return VllmOmniEngine, workload, {"dtype": "float32"}
+
+
+# vllm-omni changes much of what is installed, so it has an environment of its own: make test-omni
+ENGINES = (
+    [_vllm_omni]
+    if os.environ.get("FA_TUNE_EMULATE_NPU") == "1"
+    else [_replay, _replay_formula, _diffusers, _diffusers_unguided, _diffusers_i2v]
+)
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda make: make.__name__.lstrip("_"))

@@ -351,30 +351,7 @@ def test_another_pipeline_with_the_reason(tmp_path: Path, name: str) -> None:
         opened(tmp_path)
     said = str(caught.value)
     assert f"is a {name}; fa-tune drives WanPipeline and WanImageToVideoPipeline" in said
-    assert "vLLM-Omni publishes no step or layer index for other pipelines" in said
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"height": 40}, "height 40 does not fit this model; it must be a multiple of 16, such as 32"),
-        ({"height": 47}, "such as 48"),
-        ({"width": 33}, "width 33 does not fit this model; it must be a multiple of 16, such as 32"),
-        ({"width": 17}, "such as 16"),
-        ({"frames": 4}, "4 frames do not fit this model; take a multiple of 4 plus 1, such as 5"),
-        ({"frames": 6}, "such as 5"),
-        ({"frames": 80}, "such as 81"),
-        ({"frames": 2}, "such as 1"),
-    ],
-    ids=str,
-)
-def test_a_size_that_does_not_fit(engine: DiffusersEngine, tiny_wan: Path, changes: dict[str, Any], said: str) -> None:
-    """The pipeline would round it, and the figures would be of another size."""
-    from fa_tuner.engines.diffusers import _check_size
-
-    with pytest.raises(UsageError) as caught:
-        _check_size(engine._pipeline, (1, 2, 2), work_on(tiny_wan, **changes))
-    assert said in str(caught.value)
+    assert "vLLM-Omni publishes no step or layer index for most other pipelines" in said
 
 
 @pytest.mark.parametrize("changes", [{"height": 48, "width": 16}, {"frames": 1}, {"frames": 9}], ids=str)

@@ -11,7 +11,7 @@ import pytest
 from fa_tuner.domain.errors import NotQuantizedError, outcome
 from fa_tuner.domain.measurement import Coverage
 from fa_tuner.domain.policy import NATIVE, Grid, SkipPolicy
-from fa_tuner.engines.base import CellCall, Description, Generation
+from fa_tuner.engines.base import UNPUBLISHED, CellCall, Description, Generation
 from fa_tuner.evaluate.coverage import prove, total
 
 GRID = Grid(4, (0, 2, 5))
@@ -140,6 +140,125 @@ def test_calls_of_one_branch_without_guidance() -> None:
     with pytest.raises(NotQuantizedError):
         prove(one, POLICY, generation(right(POLICY)))
     assert prove(one, POLICY, generation(Counter(dict.fromkeys(right(POLICY), 1)))) == Coverage(6, 6, 6, True)
+
+
+# --- indices that were not published --------------------------------------------------------------------------------
+
+
+def unpublished(calls: Calls, steps: bool, layers: bool) -> Calls:
+    """As a pipeline counts that publishes no step, or whose layers have no index."""
+    found: Calls = Counter()
+    for (step, layer, dtype), count in calls.items():
+        found[UNPUBLISHED if steps else step, UNPUBLISHED if layers else layer, dtype] += count
+    return found
+
+
+NO_STEP = "the pipeline publishes no denoising step index, so skip_steps cannot work on it"
+NO_LAYER = "attention layers have no parseable layer index, so skip_layers cannot work on them"
+
+
+def test_no_step_index() -> None:
+    said = refusal(generation(unpublished(right(POLICY), True, False)))
+    assert "an unpublished step layer 0 made 6 fp8 attention calls and should have made 0" in said
+    assert NO_STEP in said and NO_LAYER not in said and SELECTORS not in said
+
+
+def test_no_layer_index() -> None:
+    said = refusal(generation(unpublished(right(POLICY), False, True)))
+    assert "step 0 an unknown layer made 6 native attention calls and should have made 0" in said
+    assert NO_LAYER in said and NO_STEP not in said
+
+
+def test_neither_index() -> None:
+    said = refusal(generation(unpublished(right(POLICY), True, True)))
+    assert said.startswith(f"under policy {POLICY}, an unpublished step an unknown layer made 12 fp8")
+    assert f"{NO_STEP}; {NO_LAYER}" in said
+
+
+def test_one_call_without_an_index_is_enough() -> None:
+    assert NO_STEP in refusal(changed(lambda c: c.update({(UNPUBLISHED, 0, NATIVE): 1})))
+
+
+# --- several ranks --------------------------------------------------------------------------------------------------
+
+
+def on_ranks(*calls: Calls, reused: Calls | None = None) -> Generation:
+    first, *others = calls
+    return replace(generation(first), other_ranks=tuple(others), reused_calls=reused or Counter())
+
+
+def test_every_rank_makes_every_call() -> None:
+    """Ulysses shares the sequence out, tensor parallelism the heads: each rank runs each layer."""
+    proven = prove(DESCRIPTION, POLICY, on_ranks(*[right(POLICY)] * 4))
+    assert proven == Coverage(12, 12, 12, True), "the counts are those of one rank"
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_rank_that_ran_something_else(rank: int) -> None:
+    ranks = [right(POLICY) for _ in range(4)]
+    move(ranks[rank], 2, 2, "fp8", NATIVE)
+    said = refusal(on_ranks(*ranks))
+    assert f"step 2 layer 2 made 0 fp8 attention calls and should have made 2, on rank {rank}; {SELECTORS}" in said
+
+
+def test_a_rank_that_fell_back() -> None:
+    said = refusal(on_ranks(right(POLICY), right(SkipPolicy())))
+    assert "on rank 1" in said and "nothing ran quantized" in said
+
+
+def test_a_rank_that_ran_nothing() -> None:
+    said = refusal(on_ranks(right(POLICY), Counter()))
+    assert "on rank 1" in said and "no attention call was seen at all" in said
+
+
+def test_the_first_rank_is_not_named() -> None:
+    assert "rank" not in refusal(on_ranks(right(SkipPolicy()), right(POLICY)))
+
+
+# --- a prefix that was not run again --------------------------------------------------------------------------------
+
+
+def split(calls: Calls, start: int) -> tuple[Calls, Calls]:
+    """Those from step `start` on, and those before."""
+    later = Counter({cell: count for cell, count in calls.items() if cell[0] >= start})
+    return later, calls - later
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_calls_of_a_reused_prefix_count(start: int) -> None:
+    later, earlier = split(right(POLICY), start)
+    assert prove(DESCRIPTION, POLICY, on_ranks(later, later, reused=earlier)) == Coverage(12, 12, 12, True)
+
+
+def test_calls_of_the_wrong_prefix_do_not() -> None:
+    later, _ = split(right(POLICY), 2)
+    _, native = split(right(SkipPolicy()), 2)
+    assert "step 1 layer 0 made 0 fp8" in refusal(on_ranks(later, reused=native))
+
+
+def test_a_prefix_that_was_run_again_all_the_same() -> None:
+    _, earlier = split(right(POLICY), 1)
+    said = refusal(on_ranks(right(POLICY), reused=earlier))
+    assert "step 0 layer 0 made 4 native attention calls and should have made 2" in said
+
+
+def test_a_rank_that_did_not_resume() -> None:
+    later, earlier = split(right(POLICY), 1)
+    assert "on rank 1" in refusal(on_ranks(later, right(POLICY), reused=earlier))
+
+
+# --- doubts ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_engines_doubts_are_told() -> None:
+    doubtful = replace(generation(right(SkipPolicy())), doubts=("platform cuda is not an NPU", "attention is causal"))
+    said = refusal(doubtful)
+    assert "nothing ran quantized" in said
+    assert said.endswith("; platform cuda is not an NPU; attention is causal")
+
+
+def test_doubts_alone_are_no_reason_to_refuse() -> None:
+    assert prove(DESCRIPTION, POLICY, replace(generation(right(POLICY)), doubts=("attention is causal",))).proven
 
 
 def test_it_ends_with_exit_code_7() -> None:

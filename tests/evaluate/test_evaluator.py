@@ -51,7 +51,7 @@ class FakeEngine(Engine):
     def describe(self) -> Description:
         return Description("fake", GRID, 1, ("fp8",), self.latency, "real", "a card", "WanPipeline")
 
-    def generate(self, policy: SkipPolicy, case: Case) -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
         number = len(self.ran)
         self.ran.append((policy.key, case))
         cells = Counter({
@@ -218,7 +218,9 @@ def test_what_the_engine_showed_is_kept(engine: FakeEngine) -> None:
     evaluator.run_baseline()
     measurement, _ = evaluator.measure(POLICY)
     assert measurement.peak_memory_mb == 100.0 + len(engine.ran) - 1
-    assert measurement.detail == {"engine_denoise_seconds": 32.0, "engine_end_to_end_seconds": 40.0}
+    assert measurement.detail == {
+        "engine_denoise_seconds": 32.0, "engine_end_to_end_seconds": 40.0, "steps_reused": 0,
+    }  # fmt: skip
 
 
 def test_a_candidate_that_fell_back_to_native(engine: FakeEngine) -> None:

@@ -72,10 +72,19 @@ def test_golden_with_empty_selector_and_real_device(make: Make) -> None:
     assert exporter("deploy").export(recommendation, 1) == (GOLDEN / "deploy-measured.yaml").read_text()
 
 
+def test_golden_where_the_file_must_name_its_pipeline(make: Make) -> None:
+    i2v = make(environment={"pipeline": "WanImageToVideoPipeline"})
+    assert exporter("deploy").export(i2v, 0) == (GOLDEN / "deploy-i2v.yaml").read_text()
+    for name in ("flags", "stage-args"):
+        assert "wan2_2_ti2v" not in exporter(name).export(i2v, 0)
+    left_out = exporter("deploy").export(i2v).replace("pipeline: wan2_2_ti2v\n", "")
+    assert exporter("deploy").read_back(left_out, 0) == {}
+
+
 _indices = st.sets(st.integers(0, 29), max_size=29)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(_indices, _indices, st.sampled_from(["fp8", "mxfp8", "mxfp4"]))
 def test_values_come_back_from_every_reader(make: Make, steps: set[int], layers: set[int], dtype: str) -> None:
     recommendation = make(str(SkipSelector.of(steps)), str(SkipSelector.of(layers)), dtype)

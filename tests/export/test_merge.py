@@ -232,6 +232,69 @@ def test_exports_merge_too(make: Make) -> None:
         assert 'skip_steps: "0,1,38,39"' in again
 
 
+I2V = {"pipeline": "WanImageToVideoPipeline"}
+CLASS = {"model_class_name": "WanImageToVideoPipeline"}
+
+
+@pytest.mark.parametrize("name", ["ti2v", "flow"])
+@pytest.mark.parametrize("stage_id", [0, 1])
+def test_a_file_that_would_not_be_read_is_made_to_name_its_pipeline(make: Make, name: str, stage_id: int) -> None:
+    text, i2v = FILES[name], make(environment=I2V)
+    once = merged(text, i2v, stage_id)
+    assert merged(once, i2v, stage_id) == once
+    document = without_ours(yaml.safe_load(once), stage_id)
+    assert document.pop("pipeline") == "wan2_2_ti2v"
+    entry = entry_of(document["stages"], stage_id)
+    assert entry.pop("model_class_name") == "WanImageToVideoPipeline"
+    expected = without_ours(yaml.safe_load(merged(text, make(), stage_id)), stage_id)
+    assert document == expected
+    if name == "ti2v":
+        assert is_subsequence(text.splitlines(), once.splitlines())
+    assert "because vLLM-Omni reads no deploy file for" in re.sub("\n# *", " ", once)
+
+
+@pytest.mark.parametrize(
+    ("text", "pipeline", "own"),
+    [
+        ("stages:\n  - stage_id: 0\n", "wan2_2_ti2v", CLASS),
+        ("pipeline:\nstages:\n  - stage_id: 0\n    model_class_name:\n", "wan2_2_ti2v", CLASS),
+        ("pipeline: wan2_2_ti2v\nstages: []\n", "wan2_2_ti2v", CLASS),
+        ("pipeline: wan2_2_ti2v # mine\nstages: [{stage_id: 0, devices: '0'}]", "wan2_2_ti2v",
+         CLASS | {"devices": "0"}),
+        ("stages: [{stage_id: 0, model_class_name: Mine}]\n", "wan2_2_ti2v", {"model_class_name": "Mine"}),
+        ("stages: [{stage_id: 0, engine_args: {model_class_name: Mine}}]\n", "wan2_2_ti2v",
+         {"engine_args": {"model_class_name": "Mine"}}),
+        ("pipeline: mine\nstages:\n  - stage_id: 0\n", "mine", {}),
+        ("pipeline: mine\n", "mine", {}),
+        ("base_config: wan2_2_ti2v.yaml\n", None, {}),
+        ("base_config: b.yaml\npipeline: wan2_2_ti2v\n", "wan2_2_ti2v", CLASS),
+    ],
+)  # fmt: skip
+def test_what_the_file_names_itself_is_kept(make: Make, text: str, pipeline: str | None, own: dict[str, Any]) -> None:
+    i2v = make(environment=I2V)
+    once = merged(text, i2v)
+    assert merged(once, i2v) == once
+    document = yaml.safe_load(once)
+    assert document.get("pipeline") == pipeline
+    assert document["stages"] == [{"stage_id": 0, **own}]
+    assert all(comment in once for comment in re.findall("#.*", text))
+    said = re.sub("\n# *", " ", once)
+    assert ("reads no deploy file for" in said) is (pipeline == "wan2_2_ti2v")
+    assert ("unless its base_config names a pipeline" in said) is (pipeline is None)
+
+
+def test_an_export_of_another_pipeline_is_completed(make: Make) -> None:
+    t2v, i2v = make(), make(environment=I2V)
+    text = merged(exporter("deploy").export(t2v), i2v)
+    assert yaml.safe_load(text) == yaml.safe_load(exporter("deploy").export(i2v))
+    assert merged(exporter("deploy").export(i2v), i2v) == exporter("deploy").export(i2v).replace(
+        "# For --deploy-config. To build on a deploy file of your own, add base_config: FILE, or merge with fa-tune\n"
+        "#   export --into FILE.\n", ""
+    )  # fmt: skip
+    legacy = LEGACY.replace("stage_id: 0", "stage_id: 2")
+    assert "wan2_2_ti2v" not in merged(legacy, i2v, 1)
+
+
 def test_legacy_files_take_the_keys_as_engine_arguments(make: Make) -> None:
     text = merged(LEGACY, make(), 1)
     assert merged(text, make(), 1) == text

@@ -1,0 +1,1 @@
+"""The engine `vllm-omni`: the real engine, in a process of its own."""
