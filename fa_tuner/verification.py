@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fa_tuner.domain.errors import ConflictError, NotQuantizedError, UsageError
 from fa_tuner.domain.measurement import Measurement, Requirement
 from fa_tuner.domain.policy import SkipPolicy
-from fa_tuner.domain.study import Baseline, Evaluation, Study
+from fa_tuner.domain.study import Baseline, Evaluation, Study, differing
 from fa_tuner.domain.upstream import PIPELINE_TO_NAME, model_class
 from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import Description
@@ -46,16 +46,8 @@ NOISE_MARGIN_DB = 3.0  # the noise of a quantized run may exceed that of two nat
 def differences(study: Study, description: Description) -> list[str]:
     """What differs between a study's environment and that of a file, each as "name (study: a, here: b)"; the deploy
     configuration itself is meant to."""
-    here = description.environment
-    found = []
-    for key, value in study.spec.environment.items():
-        other = here.get(key)
-        if isinstance(value, dict) and isinstance(other, dict):
-            parts = sorted(value.keys() | other.keys())
-            found += [(f"{key} {p}", value.get(p), other.get(p)) for p in parts if p != "deploy_config_sha256"]
-        else:
-            found.append((key, value, other))
-    return [f"{name} (study: {a}, here: {b})" for name, a, b in found if a != b]
+    found = differing(study.spec.environment, description.environment)
+    return [f"{name} (study: {a}, here: {b})" for name, a, b in found if name != "settings deploy_config_sha256"]
 
 
 def unseen_workload(workload: Workload, study: Study | None) -> Workload:

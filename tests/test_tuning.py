@@ -159,7 +159,7 @@ def test_what_has_no_row_to_fail_in_is_tried_again(
     study, _ = tuned(landscape, listening, trials=4, **settings)
     assert study.state == "finished" and len(calls) >= 3
     failed = [note for note in listening.notes if "failed: the card fell off the bus" in note]
-    assert [note.rpartition("; ")[2].split()[0] for note in failed] == ["2", "1"]
+    assert [note.rpartition("; ")[2] for note in failed] == ["2 more attempts", "1 more attempt"]
     assert all(note.startswith(what) for note in failed)
 
 

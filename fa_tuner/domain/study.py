@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -12,7 +12,10 @@ from fa_tuner.domain.measurement import CaseQuality, LatencySource, Measurement,
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.workload import Workload
 
-Origin = Literal["baseline", "anchor", "try", "preset", "sampler"]
+# anchor: everything quantized; try: the user's own; sampler: one of Optuna's. Of our sampler: preset (head and tail
+# schedules), predicted (of the predicted front), probe (of a front that is possible, too), exchange (next to the
+# measured front).
+Origin = Literal["baseline", "anchor", "try", "preset", "predicted", "probe", "exchange", "sampler"]
 MAX_NAME = 200
 # unproven: quantization did not take effect somewhere, so no figure of the study can be trusted
 StudyState = Literal["running", "finished", "interrupted", "failed", "unproven"]
@@ -48,6 +51,25 @@ class StudySpec:
     @property
     def grid(self) -> Grid:
         return Grid(self.environment["steps"], tuple(self.environment["layers"]))
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Where two environments differ: a name, such as "device" or "settings scheduler" for what is nested, with what
+    each has there, "absent" where it has nothing."""
+    a, b = dict(_flat(one)), dict(_flat(other))
+    return [
+        (name, a.get(name, "absent"), b.get(name, "absent"))
+        for name in {**a, **b}
+        if not (name in a and name in b and a[name] == b[name])
+    ]
+
+
+def _flat(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{outer}{key} ")
+        else:
+            yield f"{outer}{key}", value
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from fa_tuner.domain.errors import FaTuneError, NothingQualifiesError, UsageErro
 from fa_tuner.domain.study import Recommendation
 from fa_tuner.domain.upstream import Release
 from fa_tuner.export.header import comment_block
-from fa_tuner.export.target import Target, model_class_of
+from fa_tuner.export.target import Target
 
 DTYPE = "diffusion_kv_cache_dtype"
 SKIP_STEPS = "diffusion_kv_cache_skip_steps"
@@ -36,7 +36,7 @@ class Exporter(ABC):
         values, target = values_for(recommendation, stage_id), Target(self.name, release)
         target.check(recommendation)
         block = comment_block(recommendation, stage_id, target, self.note_for(release))
-        text = block + self.render(values, stage_id, model_class_of(recommendation))
+        text = block + self.render(values, stage_id, target.to_name(recommendation))
         found = self.read_back(text, stage_id)
         if not (all(type(found.get(key)) is str for key in KEYS) and found == values):
             raise FaTuneError(f"the {self.name} export reads back as {dict(found)}, not {values}; please report it")
@@ -47,8 +47,8 @@ class Exporter(ABC):
         return self.note
 
     @abstractmethod
-    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
-        """The three `KEYS` with their values, without comments; `model` is the class name of the model."""
+    def render(self, values: Mapping[str, str], stage_id: int, named: Mapping[str, str]) -> str:
+        """The three `KEYS` with their values, without comments; `named` is what `Target.to_name` gives."""
 
     @abstractmethod
     def read_back(self, text: str, stage_id: int) -> dict[str, Any]:

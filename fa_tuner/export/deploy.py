@@ -19,10 +19,11 @@ class DeployExporter(Exporter):
         "fa-tune export --into FILE."
     )
 
-    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
+    def render(self, values: Mapping[str, str], stage_id: int, named: Mapping[str, str]) -> str:
         pipeline, of_stage = "", ""
-        if model in PIPELINE_TO_NAME:
-            pipeline, of_stage = f"pipeline: {PIPELINE_TO_NAME[model]}\n\n", f"    model_class_name: {model}\n"
+        if named:
+            pipeline = f"pipeline: {named['pipeline']}\n\n"
+            of_stage = f"    model_class_name: {named['model_class_name']}\n"
         keys = "".join(f'        {key}: "{values[key]}"\n' for key in KEYS)
         platforms = f"platforms:\n  npu:\n    stages:\n      - stage_id: {stage_id}\n{keys}"
         return f"{pipeline}stages:\n  - stage_id: {stage_id}\n{of_stage}\n{platforms}"

@@ -15,7 +15,7 @@ class FlagsExporter(Exporter):
     name = "flags"
     note = "Flags name no stage: they are meant for a model with one diffusion stage."
 
-    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
+    def render(self, values: Mapping[str, str], stage_id: int, named: Mapping[str, str]) -> str:
         dtype, *selectors = (f"--{key.replace('_', '-')}" for key in KEYS)
         return f'{dtype} {values[DTYPE]} {selectors[0]} "{values[SKIP_STEPS]}" {selectors[1]} "{values[SKIP_LAYERS]}"\n'
 

@@ -21,7 +21,7 @@ class StageArgsExporter(Exporter):
     def note_for(self, release: Release | None) -> str:
         return self.note if release is None else "For --stage-configs-path."
 
-    def render(self, values: Mapping[str, str], stage_id: int, model: str) -> str:
+    def render(self, values: Mapping[str, str], stage_id: int, named: Mapping[str, str]) -> str:
         keys = "".join(f'      {key}: "{values[key]}"\n' for key in KEYS)
         stage = f"stage_args:\n  - stage_id: {stage_id}\n    stage_type: diffusion\n    runtime: {{}}\n"
         output = "    final_output: true\n    final_output_type: video\n"

@@ -146,7 +146,8 @@ def _instead(release: Release) -> str:
     """What works where a deploy file does not."""
     if not release.reads_deploy_of("WanPipeline"):
         return "use --format flags"
+    names = " or ".join(sorted(set(PIPELINE_TO_NAME.values())))
     return (
-        "use --format flags, or --into a deploy file that has pipeline: wan2_2_ti2v and, on the stage, the model's "
-        "class as model_class_name"
+        f"use --format flags, or --into a deploy file that has pipeline: {names} and, on the stage, the model's class "
+        "as model_class_name"
     )

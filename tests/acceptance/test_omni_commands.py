@@ -125,8 +125,9 @@ def test_a_study_goes_on_only_in_the_same_environment(fa_tune: FaTune, omni: Omn
     ran = fa_tune(*run, "--trials", "4", "--json").succeeded().document
     assert (ran["state"], ran["evaluated"]) == ("finished", 4)
     omni.found = found(config={"vae_use_tiling": True}, changed=["boundary_ratio", "vae_use_tiling"])
-    fa_tune(*run, "--trials", "5", "--vae-use-tiling").refused(4, "environment settings")
-    assert not omni.running
+    refused = fa_tune(*run, "--trials", "5", "--vae-use-tiling")
+    refused.refused(4, "environment settings vae_use_tiling (stored: absent, asked: True). Give")
+    assert "scheduler" not in refused.err and not omni.running
 
 
 # --- verify: what is asked ------------------------------------------------------------------------------------------
@@ -207,6 +208,8 @@ def test_another_environment_than_the_studys(fa_tune: FaTune, omni: Omni, study:
     omni.found = found(scheduler="EulerScheduler")
     ask = ("verify", "--deploy-config", deploy, "--study", study)
     fa_tune(*ask).refused(4, "another environment", "settings scheduler", "FlowUniPC", "EulerScheduler")
+    omni.found = found(variables={"MINDIE_SD_FA_TYPE": "x"})
+    fa_tune(*ask).refused(4, "environment: settings MINDIE_SD_FA_TYPE (study: absent, here: x). Give")
     assert not omni.running
 
 

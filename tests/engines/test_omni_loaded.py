@@ -174,7 +174,6 @@ def test_what_the_model_or_a_deploy_file_brought(
         ({"dtype": "float16"}, {}, "dtype was given as 'float16', and vllm-omni made 'bfloat16' of it"),
         ({"no_such_option": "1"}, {}, "vllm-omni has no option 'no_such_option' for a diffusion stage"),
         ({"quantization": "fp8"}, {}, "quantization 'fp8' was given, and vllm-omni loaded the model without"),
-        ({"quantization": "fp8"}, {"quantization_config": "None"}, "vllm-omni loaded the model without"),
     ],
     ids=str,
 )

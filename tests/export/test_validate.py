@@ -54,9 +54,6 @@ def test_what_is_read_is_what_was_meant(install: Install, make: Make, name: str)
     assert (found.version, found.dtype) == ("0.30.0", "fp8")
     assert found.skip_steps == {0, 1, 38, 39}
     assert found.skip_layers == {0, 1, 2}
-    assert found.settings == (
-        {"dtype": "float32", "flow_shift": 7.0, "cache_backend": "tea_cache"} if name == "deploy" else {}
-    )
 
 
 def test_a_difference_names_the_key_what_was_read_and_what_was_meant(install: Install, make: Make) -> None:
@@ -159,10 +156,3 @@ def test_nothing_is_left_behind(install: Install, make: Make, tmp_path: Path, mo
     assert list(folder.iterdir()) == []
     with pytest.raises(DocumentError, match=r"cannot be written to .*nothing was changed"):
         validate("stages: []", Target("deploy"), make(), 0, folder / "missing")
-
-
-def test_the_log_gives_the_line_that_says_most() -> None:
-    assert loader._last("INFO a\nValueError: no such thing\nINFO bye\n") == "ValueError: no such thing"
-    assert loader._last("INFO a\nINFO bye\n\n") == "INFO bye"
-    assert loader._last("") == "it wrote nothing"
-    assert loader._last("Error \x1b[31mred").isprintable()

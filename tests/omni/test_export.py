@@ -33,6 +33,7 @@ from tests.support.command import FaTune
 from .conftest import DEMO
 
 Read = Callable[..., dict[str, Any]]
+Loaded = Callable[..., Any]
 STEPS, LAYERS = 40, 30
 POLICIES = [
     ("", ""), ("0", ""), ("", "0"), ("0", "0"), ("39", "29"), ("0-38", ""), ("", "1-29"), ("0,1,38,39", "0-2"),
@@ -77,14 +78,26 @@ def read(imported: None, tmp_path: Path) -> Read:
 
 
 @pytest.fixture
+def loaded(imported: None, tmp_path: Path) -> Loaded:
+    """`loaded(text, model=...)` is the whole diffusion configuration that vLLM-Omni makes of a deploy file."""
+
+    def do(text: str, model: Path = DEMO) -> Any:
+        file = tmp_path / "deploy.yaml"
+        file.write_text(text)
+        return resolved(model, {"deploy_config": str(file)}).diffusion_config
+
+    return do
+
+
+@pytest.fixture
 def in_process(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     """`validate` without a child."""
 
-    def run(request: str, log: Path, timeout: float) -> tuple[int, str]:
+    def run(request: str, log: Path, timeout: float) -> int:
         asked = json.loads(request)
         answer = Path(asked.pop("answer"))
         answer.write_text(json.dumps(configuration.answer(**asked)))
-        return 0, ""
+        return 0
 
     monkeypatch.setattr(loader, "_run", run)
 
@@ -119,7 +132,7 @@ def test_every_policy_arrives(in_process: None, name: str, steps: str, layers: s
     for dtype in ("fp8", "mxfp8", "mxfp4"):
         recommendation = of_the_demo(build(steps, layers, dtype))
         found = validate(exporter(name).export(recommendation), Target(name), recommendation, 0)
-        assert (found.version, found.dtype, found.settings) == ("0.30.0", dtype, {})
+        assert (found.version, found.dtype) == ("0.30.0", dtype)
         assert found.skip_steps == set(SkipSelector.parse(steps, STEPS))
         assert found.skip_layers == set(SkipSelector.parse(layers, LAYERS))
 
@@ -198,47 +211,45 @@ def test_the_command_line_beats_the_file(read: Read) -> None:
     assert "'5-2'" in read(None, ["--diffusion-kv-cache-skip-steps", "5-2"])["refused"]
 
 
-def test_a_base_is_merged_by_stage(read: Read, tmp_path: Path) -> None:
+def test_a_base_is_merged_by_stage(read: Read, loaded: Loaded, tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         f"stages: {entry(KEYS | {'diffusion_kv_cache_skip_steps': '7', 'flow_shift': 8})}"
     )
     text = exporter("deploy").export(build("0-2", "1"))
-    found = read(f"{text}base_config: base.yaml\n")
-    assert said(found) == POLICY
-    assert found["settings"] == {"flow_shift": 8}
+    text += "base_config: base.yaml\n"
+    assert said(read(text)) == POLICY
+    assert loaded(text).flow_shift == 8
 
 
-def test_other_settings_are_told(read: Read) -> None:
-    found = read(
+def test_other_settings_count_beside_the_policy(read: Read, loaded: Loaded) -> None:
+    text = (
         "dtype: float32\nenforce_eager: true\n"
         "stages: [{stage_id: 0, devices: '0,1', ulysses_degree: 2, flow_shift: 7.0, cache_backend: tea_cache, "
         "cache_config: {rel_l1_thresh: 0.3}, engine_args: {vae_use_tiling: true}, worker_extension_cls: a.b}]\n"
         f"platforms: {{npu: {{stages: {entry(KEYS | {'boundary_ratio': 0.9, 'flow_shift': 5.0})}}}}}"
     )
-    assert said(found) == POLICY
-    assert found["settings"] == {
-        "dtype": "float32", "ulysses_degree": 2, "flow_shift": 5.0, "cache_backend": "tea_cache",
-        "cache_config": {"rel_l1_thresh": 0.3}, "vae_use_tiling": True, "worker_extension_cls": "a.b",
-        "boundary_ratio": 0.9,
-    }  # fmt: skip
+    assert said(read(text)) == POLICY
+    expected = {"flow_shift": 5.0, "cache_backend": "tea_cache", "vae_use_tiling": True, "boundary_ratio": 0.9}
+    config = loaded(text)
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "WanVACEPipeline"])
-def test_a_deploy_file_is_ignored_for_other_pipelines(read: Read, tmp_path: Path, name: str) -> None:
+def test_a_deploy_file_is_ignored_for_other_pipelines(read: Read, loaded: Loaded, tmp_path: Path, name: str) -> None:
     model = model_of(tmp_path, name)
     recommendation = build("0-2", "1", environment={"pipeline": name})
     text = exporter("deploy").export(build("0-2", "1"))  # that of WanPipeline
-    found = read(text, model=model)
-    assert (said(found), found["settings"]) == (NOTHING, {})
+    assert said(read(text, model=model)) == NOTHING
+    assert differing(loaded(text, model), resolved(model, {}).diffusion_config) == set()
     flags = exporter("flags").read_back(exporter("flags").export(recommendation), 0)
     assert said(read(None, [x for k, v in flags.items() for x in (f"--{k.replace('_', '-')}", v)], model)) == POLICY
     mine = f"pipeline: wan2_2_ti2v\nstages: [{{stage_id: 0, model_class_name: {name}}}]\n"
-    found = read(merge_into(mine, recommendation, 0, "mine.yaml"), model=model)
-    assert said(found) == POLICY
-    assert found["settings"] == {"model_class_name": name}
+    merged = merge_into(mine, recommendation, 0, "mine.yaml")
+    assert said(read(merged, model=model)) == POLICY
+    assert loaded(merged, model).model_class_name == name
 
 
-def test_image_to_video_reads_its_export(read: Read, in_process: None, tmp_path: Path) -> None:
+def test_image_to_video_reads_its_export(read: Read, loaded: Loaded, tmp_path: Path) -> None:
     model = model_of(tmp_path, "WanImageToVideoPipeline")
     recommendation = build("0-2", "1", environment={"pipeline": "Wan22I2VPipeline"})
     exported = exporter("deploy").export(recommendation)
@@ -251,9 +262,10 @@ def test_image_to_video_reads_its_export(read: Read, in_process: None, tmp_path:
         (merge_into(exporter("deploy").export(plain), recommendation, 0, "f"), {}),
         (f"{exported}base_config: base.yaml\n", {"vae_use_tiling": True}),
     ):
-        found = read(text, model=model)
-        assert said(found) == POLICY
-        assert found["settings"] == {"model_class_name": "WanImageToVideoPipeline", **more}
+        assert said(read(text, model=model)) == POLICY
+        expected = {"model_class_name": "WanImageToVideoPipeline", **more}
+        config = loaded(text, model)
+        assert {name: getattr(config, name) for name in expected} == expected
     with_base = "base_config: base.yaml\nstages: [{stage_id: 0}]\n"
     text = merge_into(with_base, recommendation, 0, "f")
     assert "unless its base_config names a pipeline" in text.replace("\n#   ", " ")
@@ -309,13 +321,13 @@ def differing(one: Any, other: Any) -> set[str]:
     return {name for name in names if repr(getattr(one, name)) != repr(getattr(other, name))}
 
 
-def test_merged_into_the_file_that_vllm_omni_ships(read: Read) -> None:
+def test_merged_into_the_file_that_vllm_omni_ships(read: Read, loaded: Loaded) -> None:
     import vllm_omni
 
     shipped = (Path(vllm_omni.__file__).parent / "deploy" / "wan2_2_ti2v.yaml").read_text()
-    found = read(merge_into(shipped, build("0-2", "1"), 0, "wan2_2_ti2v.yaml"))
-    assert said(found) == POLICY
-    assert found["settings"]["vae_use_tiling"] is True
+    merged = merge_into(shipped, build("0-2", "1"), 0, "wan2_2_ti2v.yaml")
+    assert said(read(merged)) == POLICY
+    assert loaded(merged).vae_use_tiling is True
     assert said(read(shipped)) == NOTHING
 
 

@@ -12,33 +12,6 @@ _FILES = {
     "__init__.py": "print('INFO: noise on stdout')\n{start}\n__version__ = '{version}'\n",
     "platforms.py": "class Cpu:\n    device_name = 'cpu'\n\n\ncurrent_omni_platform = Cpu()\n",
     "config/__init__.py": "",
-    "config/stage_config.py": """
-from dataclasses import dataclass, field
-
-_PIPELINE_WIDE_ENGINE_FIELDS = ('dtype',)
-_STAGE_RESERVED_KEYS = {'stage_id', 'engine_extras'}
-
-
-@dataclass
-class Stage:
-    stage_id: int
-    flow_shift: float | None = None
-    engine_extras: dict = field(default_factory=dict)
-
-
-@dataclass
-class Deploy:
-    stages: list
-    dtype: str | None = None
-
-
-def load_deploy_config(path):
-    return Deploy([Stage(0, 7.0, {'cache_backend': 'tea_cache', 'diffusion_kv_cache_dtype': 'fp8'})], 'float32')
-
-
-def _apply_platform_overrides(deploy):
-    return deploy
-""",
     "config/resolver.py": """
 import types
 
@@ -72,7 +45,7 @@ def resolve_omni_config(model, *, trust_remote_code, deploy_config_path, cli_ove
         setattr(config, f'diffusion_kv_cache_skip_{what}_indices',
                 indices(said.get(f'diffusion_kv_cache_skip_{what}s')) or None)
     stage = types.SimpleNamespace(stage_id=0, stage_type='diffusion', diffusion_config=config)
-    return types.SimpleNamespace(stage_configs=[stage], pipeline_config=types.SimpleNamespace(model_type='wan'))
+    return types.SimpleNamespace(stage_configs=[stage])
 """,
     "entrypoints/__init__.py": "",
     "entrypoints/utils.py": """

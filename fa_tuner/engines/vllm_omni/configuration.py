@@ -8,14 +8,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from fa_tuner.documents import one_line
-
-_POLICY = ("diffusion_kv_cache_dtype", "diffusion_kv_cache_skip_steps", "diffusion_kv_cache_skip_layers")
 
 
 class _NoSuchStageError(ValueError):
@@ -33,7 +29,7 @@ def answer(model: str, stage_id: int, arguments: Mapping[str, str], flags: Seque
 
     try:
         given = {**arguments, **(_parsed(model, flags) if flags else {})}
-        config, settings = _loaded(model, given, stage_id)
+        config = _loaded(model, given, stage_id)
     except (ImportError, NotImplementedError) as error:  # the latter where there is no platform, up to 0.28
         return {"failed": _reason(error)}
     except _NoSuchStageError as error:
@@ -45,7 +41,6 @@ def answer(model: str, stage_id: int, arguments: Mapping[str, str], flags: Seque
         "dtype": config.diffusion_kv_cache_dtype,
         "skip_steps": sorted(config.diffusion_kv_cache_skip_step_indices or ()),
         "skip_layers": sorted(config.diffusion_kv_cache_skip_layer_indices or ()),
-        "settings": settings,
     }
 
 
@@ -82,8 +77,8 @@ def _parsed(model: str, flags: Sequence[str]) -> dict[str, Any]:
     return {k: v for k, v in found.get_explicit_kwargs_dict().items() if k not in ("subparser", "model_tag", "omni")}
 
 
-def _loaded(model: str, given: Mapping[str, Any], stage_id: int) -> tuple[Any, dict[str, Any]]:
-    """The stage's diffusion configuration, and the other settings of the deploy file."""
+def _loaded(model: str, given: Mapping[str, Any], stage_id: int) -> Any:
+    """The stage's diffusion configuration."""
     try:
         from vllm_omni.config.resolver import resolve_omni_config
         from vllm_omni.entrypoints.utils import prepare_stage_config_inputs
@@ -96,13 +91,10 @@ def _loaded(model: str, given: Mapping[str, Any], stage_id: int) -> tuple[Any, d
             cli_overrides=inputs.kwargs, stage_overrides=inputs.stage_overrides,
             strategy_config_path=inputs.strategy_config_path,
         )  # fmt: skip
-        stage = _stage(found.stage_configs, stage_id)
-        # of a model without a registered pipeline the file was opened, and nothing of it taken
-        ignored = found.pipeline_config.model_type == "generic_diffusion"
-        return stage.diffusion_config, {} if ignored else _settings(given.get("deploy_config"), stage_id)
+        return _stage(found.stage_configs, stage_id).diffusion_config
 
 
-def _loaded_up_to_0_28(model: str, given: Mapping[str, Any], stage_id: int) -> tuple[Any, dict[str, Any]]:
+def _loaded_up_to_0_28(model: str, given: Mapping[str, Any], stage_id: int) -> Any:
     """By the engine's own method, on an engine that was not started. Tried on the configuration code of 0.22, 0.24,
     0.26 and 0.28 alone: none of these was installed as a whole."""
     from vllm_omni.diffusion.data import OmniDiffusionConfig
@@ -115,9 +107,7 @@ def _loaded_up_to_0_28(model: str, given: Mapping[str, Any], stage_id: int) -> t
         _, stages = resolve(model, dict(given), **({"trust_remote_code": None} if takes_trust else {}))
         stage = _stage(stages, stage_id)
         extract_stage_metadata(stage)  # the next to read it; refuses a legacy stage that lacks a key
-        config = OmniDiffusionConfig.from_kwargs(**build_engine_args_dict(stage, model))
-        ignored = stage.engine_args.get("model_stage") == "diffusion"  # as in the stage made up without a pipeline
-        return config, {} if ignored else _settings(given.get("deploy_config"), stage_id)
+        return OmniDiffusionConfig.from_kwargs(**build_engine_args_dict(stage, model))
 
 
 def _stage(stages: Sequence[Any], stage_id: int) -> Any:
@@ -129,27 +119,6 @@ def _stage(stages: Sequence[Any], stage_id: int) -> Any:
     if found.stage_type != "diffusion":
         raise _NoSuchStageError(f"stage {stage_id} is no diffusion stage")
     return found
-
-
-def _settings(deploy_config: str | None, stage_id: int) -> dict[str, Any]:
-    """What the file sets for the stage or for all stages, less the policy and what has no bearing on the model."""
-    if deploy_config is None:
-        return {}
-    from vllm_omni.config import stage_config as own
-
-    deploy = own._apply_platform_overrides(own.load_deploy_config(deploy_config))
-    of_all = {k: v for k, v in _changed(deploy).items() if k in own._PIPELINE_WIDE_ENGINE_FIELDS}
-    of_stage: dict[str, Any] = {}
-    for stage in deploy.stages:
-        if stage.stage_id == stage_id:
-            of_stage = {k: v for k, v in _changed(stage).items() if k not in own._STAGE_RESERVED_KEYS}
-            of_stage |= stage.engine_extras
-    found = {k: v for k, v in {**of_all, **of_stage}.items() if k not in _POLICY}
-    return dict(json.loads(json.dumps(found, default=str)))
-
-
-def _changed(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
 
 
 @contextlib.contextmanager

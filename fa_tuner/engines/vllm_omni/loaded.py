@@ -84,8 +84,6 @@ class Loaded:
             said.append("attention is causal")
         if odd := [size for size in found["head_dims"] if size & (size - 1)]:
             said.append(f"head dim {odd[0]} is no power of two")
-        if self.config["ring_degree"] > 1:
-            said.append("ring attention takes no quantized calls")
         return tuple(said)
 
     def check(self, workload: Workload, options: EngineOptions) -> None:
@@ -181,7 +179,7 @@ def _check_options_arrived(asked: Mapping[str, Any], config: Mapping[str, Any]) 
             if value is not None and found != value and str(found) != str(value):
                 raise UsageError(f"engine option {name} was given as {value!r}, and vllm-omni made {found!r} of it")
         elif name == "quantization":
-            if config.get("quantization_config") in (None, "None"):
+            if config.get("quantization_config") is None:
                 raise UsageError(f"quantization {value!r} was given, and vllm-omni loaded the model without")
         elif name not in _NOT_OF_THE_STAGE:
             raise UsageError(f"vllm-omni has no option {name!r} for a diffusion stage; see `vllm serve --omni --help`")

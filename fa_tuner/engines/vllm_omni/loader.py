@@ -9,34 +9,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from fa_tuner.documents import one_line
 from fa_tuner.domain.errors import DocumentError, EngineError
-
-_REASON_CHARACTERS = 400
+from fa_tuner.engines.vllm_omni.child import how_it_ended, last_line
 
 
 @dataclass(frozen=True)
 class LoadedStage:
-    """A diffusion stage as vLLM-Omni `version` would start it. `settings` is what else a deploy file sets for it, as
-    it is named there; empty where vLLM-Omni ignores the file."""
+    """The policy of a diffusion stage as vLLM-Omni `version` would start it."""
 
     version: str
     dtype: str | None
     skip_steps: frozenset[int]
     skip_layers: frozenset[int]
-    settings: Mapping[str, Any]
 
 
 def installed_version() -> str:
@@ -77,24 +72,26 @@ def _ask(model: str, stage_id: int, arguments: dict[str, str], flags: Sequence[s
             "model": model, "stage_id": stage_id, "arguments": arguments, "flags": list(flags),
             "answer": f"{folder}/answer.json",
         }  # fmt: skip
-        code, log = _run(json.dumps(request), Path(folder, "log"), timeout)
+        log = Path(folder, "log")
+        code = _run(json.dumps(request), log, timeout)
         if code is None:
-            raise EngineError(f"{omni} was not done reading the configuration after {timeout:g} s: {_last(log)}")
+            raise EngineError(f"{omni} was not done reading the configuration after {timeout:g} s: {last_line(log)}")
         try:
             answer = json.loads(Path(folder, "answer.json").read_bytes())
         except (OSError, ValueError):
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            raise EngineError(f"{omni} {how} when it was to read the configuration: {_last(log)}") from None
+            raise EngineError(
+                f"{omni} {how_it_ended(code)} when it was to read the configuration: {last_line(log)}"
+            ) from None
     if "failed" in answer:
         raise EngineError(f"{omni} cannot say what it would start for {one_line(model, 200)}: {answer['failed']}")
     if "refused" in answer:
         raise DocumentError(f"{omni} refuses the configuration: {answer['refused']}")
     sets = {name: frozenset(answer[name]) for name in ("skip_steps", "skip_layers")}
-    return LoadedStage(answer["version"], answer["dtype"], settings=answer["settings"], **sets)
+    return LoadedStage(answer["version"], answer["dtype"], **sets)
 
 
-def _run(request: str, log: Path, timeout: float) -> tuple[int | None, str]:
-    """The exit code of the child, None where it had to be ended, and what it wrote to stderr."""
+def _run(request: str, log: Path, timeout: float) -> int | None:
+    """The exit code of the child, None where it had to be ended; what it wrote to stderr is in the log."""
     with log.open("wb") as written:
         child = subprocess.Popen(  # noqa: S603 - our own module, in our own interpreter
             [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=written,
@@ -110,14 +107,7 @@ def _run(request: str, log: Path, timeout: float) -> tuple[int | None, str]:
             child.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-    return code, log.read_bytes()[-20_000:].decode(errors="replace")
-
-
-def _last(log: str) -> str:
-    """The line that says most: the last that names an error, else the last."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it wrote nothing"]
-    telling = [line for line in lines if re.search(r"[Ee]rror|Exception|Fatal|what\(\)", line)]
-    return one_line((telling or lines)[-1], _REASON_CHARACTERS)
+    return code
 
 
 def main() -> None:

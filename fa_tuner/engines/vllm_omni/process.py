@@ -18,6 +18,7 @@ from socket import socketpair
 from typing import Any
 
 from fa_tuner.domain.errors import EngineError
+from fa_tuner.engines.vllm_omni.child import how_it_ended, last_line
 from fa_tuner.engines.vllm_omni.worker import HEARTBEAT
 
 MARK = "FA_TUNE_ENGINE_PROCESS"  # in the environment of the process and of everything that it starts
@@ -117,16 +118,12 @@ class EngineProcess:
             self._child.wait(5)
         code = self._child.poll()
         self.kill()
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
         memory = "; the system may have run out of memory" if code == -signal.SIGKILL else ""
-        return EngineError(f"engine vllm-omni {how}{memory}: {self._last_error()}; its log is {self.log}")
+        return EngineError(
+            f"engine vllm-omni {how_it_ended(code)}{memory}: {last_line(self.log)}; its log is {self.log}"
+        )
 
     def _failed(self, message: str) -> EngineSaidError:
         """It said why; vLLM-Omni is of no use after an exception."""
         self.kill()
         return EngineSaidError(f"{message}; its log is {self.log}")
-
-    def _last_error(self) -> str:
-        lines = self.log.read_bytes()[-20_000:].decode(errors="replace").splitlines()
-        wanted = [line.strip() for line in lines if "Error" in line or "error" in line]
-        return (wanted or [line.strip() for line in lines if line.strip()] or ["it wrote nothing"])[-1][:400]
