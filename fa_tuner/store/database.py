@@ -17,9 +17,9 @@ from fa_tuner.domain.errors import StoreError
 from fa_tuner.store.failures import shown, told
 from fa_tuner.store.schema import VERSION_TABLE
 
-HEAD = "0001"  # the newest migration; alembic is loaded only where the database says otherwise
+HEAD = "0002"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
-_SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for migrations, new and deleted studies
+_SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for serial writings, migrations too
 
 
 class Database:

@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 from fa_tuner.domain.errors import ConflictError, NotFoundError
 from fa_tuner.domain.measurement import CaseQuality, Latency, Requirement
 from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState
-from fa_tuner.store import rows
+from fa_tuner.store import claims, rows
+from fa_tuner.store.claims import Worker
 from fa_tuner.store.database import Database
 from fa_tuner.store.rows import FrontSnapshot, Values
 from fa_tuner.store.schema import cases, environments, evaluations, fronts, studies, workloads
@@ -170,7 +171,7 @@ class Store:
     # --- evaluations ----------------------------------------------------------------------------------------------
 
     def add_evaluation(self, name: str, evaluation: Evaluation) -> None:
-        """Keep an evaluation with all its cases, wholly or not at all.
+        """Keep an evaluation with all its cases, wholly or not at all; the claim on its policy ends with it.
 
         Raises:
             NotFoundError: there is no such study.
@@ -191,6 +192,7 @@ class Store:
                 raise ConflictError(f"study {name!r} already has an evaluation of {what}; each is stored once")
             values |= {"study_id": study, "created": datetime.now(UTC)}
             _add_cases(connection, _inserted(connection, evaluations, values), found)
+            claims.drop(connection, study, evaluation.policy.key)
 
     def evaluation(self, name: str, policy_key: str) -> Evaluation | None:
         """The evaluation of one policy (`SkipPolicy.key`), if it was made.
@@ -243,6 +245,43 @@ class Store:
         with self._database.writing() as connection:
             key = self._measured(connection, name, policy_key)
             connection.execute(evaluations.update().where(evaluations.c.id == key).values(values))
+
+    # --- claims ---------------------------------------------------------------------------------------------------
+
+    def claim(self, name: str, policy_key: str, worker: Worker) -> bool:
+        """Ask to run a policy that no other worker runs meanwhile. True where the claim is now this worker's, also if
+        it was before; False where the policy has an evaluation, or another living worker holds it.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.writing() as connection:
+            return claims.take(connection, self._touch(connection, name, measured=False), policy_key, worker)
+
+    # The next two are serial: one that updates several rows and one that deletes them could wait for each other.
+
+    def beat(self, worker: Worker) -> None:
+        """Say that the worker lives, which renews all its claims for `claims.LEASE_SECONDS`."""
+        with self._database.writing(serial=True) as connection:
+            claims.renew(connection, worker)
+
+    def release(self, name: str, worker: Worker, policy_key: str | None = None) -> None:
+        """Give back the worker's claims in this study, or that on one policy; those of others stay.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.writing(serial=True) as connection:
+            claims.drop(connection, self._id(connection, name), policy_key, worker)
+
+    def claimed(self, name: str) -> dict[str, Worker]:
+        """Which policies are being run, by key, and by whom; stale claims are left out.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            return claims.living(connection, self._id(connection, name))
 
     # --- fronts ---------------------------------------------------------------------------------------------------
 

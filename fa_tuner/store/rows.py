@@ -94,12 +94,15 @@ def baseline_values(baseline: Baseline) -> Values:
     }
 
 
+def policy_values(policy_key: str) -> Values:
+    return {"policy_key": _text("policy key", policy_key), "policy_digest": digest(policy_key)}
+
+
 def evaluation_values(evaluation: Evaluation) -> Values:
     policy, measurement = evaluation.policy, evaluation.measurement
     values = {
         "number": whole("number", evaluation.number),
-        "policy_key": policy.key,
-        "policy_digest": digest(policy.key),
+        **policy_values(policy.key),
         "dtype": policy.dtype,
         "skip_steps": str(policy.skip_steps),
         "skip_layers": str(policy.skip_layers),

@@ -160,3 +160,18 @@ fronts = sa.Table(
     sa.CheckConstraint(finite("hypervolume"), name="ck_fa_tune_fronts_finite"),
     sa.Index("ix_fa_tune_fronts_study", "study_id"),
 )
+
+# A policy that a worker is running; gone with its evaluation.
+claims = sa.Table(
+    "fa_tune_claims",
+    metadata,
+    sa.Column("study_id", sa.ForeignKey("fa_tune_studies.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("policy_digest", sa.String(64), primary_key=True),
+    sa.Column("policy_key", sa.Text, nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("process_started", sa.Double, nullable=False),
+    sa.Column("heartbeat", UtcDateTime, nullable=False),
+    sa.CheckConstraint(finite("process_started"), name="ck_fa_tune_claims_finite"),
+)

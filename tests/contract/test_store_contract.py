@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
+import alembic.command
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +30,9 @@ from fa_tuner.domain.policy import DTYPES, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.study import Baseline, Evaluation, StudySpec
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
+from fa_tuner.store import migrations, rows
+from fa_tuner.store.claims import Worker
+from fa_tuner.store.database import Database, parse
 from fa_tuner.store.repository import Store
 from fa_tuner.store.schema import metadata
 
@@ -282,15 +286,18 @@ def test_a_deleted_study_leaves_nothing(store: Store) -> None:
     for name in ("first", "second"):
         store.add_evaluation(name, an_evaluation())
         store.add_front(name, ["native"], 1.0)
+        assert store.claim(name, "native", WORKER)
     store.delete_study("first")
     assert [study.spec.name for study in store.studies()] == ["second"]
     assert store.evaluations("second") == [an_evaluation()]
+    assert store.claimed("second") == {"native": WORKER}
     store.delete_study("second")
     with store._database.reading() as connection:
         for table in metadata.sorted_tables:
             assert connection.scalar(sa.select(sa.func.count()).select_from(table)) == 0, table.name
 
 
+WORKER = Worker.of_this_process()
 MISSING: dict[str, Callable[[Store, str], object]] = {
     "study": lambda store, name: store.study(name),
     "set_state": lambda store, name: store.set_state(name, "finished"),
@@ -302,6 +309,9 @@ MISSING: dict[str, Callable[[Store, str], object]] = {
     "count": lambda store, name: store.count(name),
     "set_holdout": lambda store, name: store.set_holdout(name, "native", ()),
     "set_latency": lambda store, name: store.set_latency(name, "native", Latency(1.0, "measured")),
+    "claim": lambda store, name: store.claim(name, "native", WORKER),
+    "release": lambda store, name: store.release(name, WORKER),
+    "claimed": lambda store, name: store.claimed(name),
     "add_front": lambda store, name: store.add_front(name, [], 0.0),
     "fronts": lambda store, name: store.fronts(name),
     "delete_study": lambda store, name: store.delete_study(name),
@@ -589,6 +599,50 @@ def test_migrations_lead_to_the_tables_of_the_schema(store: Store) -> None:
         for table in metadata.sorted_tables:  # alembic does not compare these
             written = {check.name for check in table.constraints if isinstance(check, sa.CheckConstraint)}
             assert {check["name"] for check in inspector.get_check_constraints(table.name)} == written
+
+
+def at_the_first_schema(url: str) -> None:
+    """A database as the program before claims left it: a study with a baseline, two evaluations and a front."""
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir()
+    engine = sa.create_engine(parse(url))
+    config = migrations._config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "0001")
+    old = Store(Database(engine))
+    old.create_study(a_spec(), 3)
+    old.set_baseline("first", Baseline(40.0, 1.5, 2.5))
+    for number in range(2):
+        evaluation = an_evaluation(number)
+        measurement = evaluation.measurement
+        assert measurement is not None
+        values = rows.evaluation_values(evaluation) | {"study_id": 1, "created": datetime.now(UTC)}
+        found = [*rows.case_values("search", measurement.cases), *rows.case_values("holdout", measurement.holdout)]
+        with engine.begin() as connection:
+            key = connection.scalar(
+                metadata.tables["fa_tune_evaluations"].insert().values(values).returning(sa.column("id"))
+            )
+            connection.execute(
+                metadata.tables["fa_tune_cases"].insert(), [{**case, "evaluation_id": key} for case in found]
+            )
+    old.add_front("first", ["native"], 1 / 3)
+    old.close()
+
+
+def test_an_older_schema_is_brought_up_with_what_it_holds(url: str) -> None:
+    at_the_first_schema(url)
+    assert race(url, lambda mine, _: void(mine.study("first")), racers=4) == ["won"] * 4  # each opens, one migrates
+    with Store.open(url) as store:
+        test_migrations_lead_to_the_tables_of_the_schema(store)
+        assert (store.study("first").spec, store.study("first").baseline) == (a_spec(), Baseline(40.0, 1.5, 2.5))
+        assert store.evaluations("first") == [an_evaluation(0), an_evaluation(1)]
+        assert [front.hypervolume for front in store.fronts("first")] == [1 / 3]
+        assert not store.claim("first", an_evaluation(1).policy.key, WORKER)
+        assert store.claim("first", an_evaluation(2).policy.key, WORKER)
+        store.add_evaluation("first", an_evaluation(2))
+        store.delete_study("first")
+        assert store.studies() == []
 
 
 def test_a_newer_schema_is_refused_and_left_alone(url: str) -> None:
