@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -29,6 +30,16 @@ class Switchboard:
         self.step = 0
         self.calls = Counter()
         self.cross_attention_quantized = 0
+
+    @contextlib.contextmanager
+    def aside(self, policy: SkipPolicy) -> Iterator[None]:
+        """Run something under another policy and count nothing of it."""
+        before = vars(self).copy()
+        self.policy, self.calls = policy, Counter()
+        try:
+            yield
+        finally:
+            vars(self).update(before)
 
 
 class SelectiveProcessor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,16 @@ UNPUBLISHED = -1  # stands in a CellCall for an index that the pipeline did not 
 Prefix = Literal["none", "keep", "reuse"]
 
 
+@dataclass(frozen=True, order=True)
+class Shadow:
+    """A question beside a generation: one more transformer forward at `step`, on the same inputs, with `layers`
+    (ascending) quantized to `dtype` and all others native."""
+
+    step: int
+    layers: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(frozen=True)
 class Description:
     """What an engine offers for one workload.
@@ -30,7 +40,8 @@ class Description:
     `calls_per_cell` is the number of self-attention calls that one generation makes in each (step, layer).
     `latency` says what kind of time its generations can give: `measured` only where quantized kernels really
     run. `operator` says which arithmetic the quantized calls use. `settings` are what was set of the engine beyond
-    the workload; `resumes` says whether it can go on from a kept prefix. `remarks` are for the user's eyes.
+    the workload; `resumes` says whether it can go on from a kept prefix, `shadows` whether it answers those.
+    `remarks` are for the user's eyes.
     """
 
     engine: str
@@ -44,6 +55,7 @@ class Description:
     versions: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     resumes: bool = False
+    shadows: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -68,8 +80,13 @@ class Generation:
     `recorded` quality against its baseline instead. `calls` counts self-attention calls by (step, layer,
     dtype), on the first rank, and `other_ranks` on the others; `cross_attention_quantized` must stay 0. Where the run
     went on from a kept prefix, `reused_steps` steps were not run, and `reused_calls` are those recorded for them.
-    Times are wall-clock seconds, synchronized. `doubts` are what the engine knows that may keep calls from being
-    quantized, for the message if they were not.
+    Times are wall-clock seconds, synchronized, without what shadows took. `doubts` are what the engine knows that may
+    keep calls from being quantized, for the message if they were not.
+
+    `shadows` answers those that were asked for: the mean over the latent's elements of the squared difference that the
+    shadow makes to the guided velocity, times the squared difference of the noise level (sigma) after and before the
+    step. That estimates what the quantized cells add to the latent's final squared error, as far as later steps
+    neither enlarge nor shrink it.
     """
 
     frames: Frames | None
@@ -85,6 +102,7 @@ class Generation:
     reused_calls: Counter[CellCall] = field(default_factory=Counter)
     step_seconds: tuple[float, ...] = ()
     doubts: tuple[str, ...] = ()
+    shadows: Mapping[Shadow, float] = field(default_factory=dict)
 
 
 class Engine(ABC):
@@ -112,12 +130,18 @@ class Engine(ABC):
     def describe(self) -> Description: ...
 
     @abstractmethod
-    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
+    def generate(
+        self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Sequence[Shadow] = ()
+    ) -> Generation:
         """Run the workload once.
 
         `prefix` matters only to an engine that resumes: "keep" runs in full and keeps the state after each step,
         "reuse" goes on from the longest kept prefix that this policy shares, and keeps the rest; "none" does neither,
-        as a run must that is timed.
+        as a run must that is timed. The last step is always run.
+
+        `shadows` are run beside it and change nothing of it, nor are their calls counted. Those that cannot be given
+        are left out of the answer: of steps or layers that are not of the grid, of steps that a prefix covers, and
+        all of them where `Description.shadows` is False.
 
         Raises:
             EngineError: the run failed; the engine can still be used.

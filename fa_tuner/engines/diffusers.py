@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import math
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,43 @@ from typing import Any
 from fa_tuner.domain.errors import EngineError, UnsupportedModelError, UsageError
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import Description, Engine, Generation, Prefix
+from fa_tuner.engines.base import Description, Engine, Generation, Prefix, Shadow
 from fa_tuner.engines.environment import installed_versions
 from fa_tuner.engines.fitting import check_pipeline, check_size
 from fa_tuner.engines.model_files import locate, read_index, weights_digest
 
-OPTIONS = ("device", "torch_dtype", "image")
+OPTIONS = ("device", "torch_dtype", "image", "prefix_cache_mb")
+PREFIX_CACHE_MB = 2048
+MAX_TOKENS = 512  # of a prompt, which is what the pipelines take unless told
 
 
 class DiffusersEngine(Engine):
     """Options: `device` (cpu, cuda, npu; default the best there is), `torch_dtype` (float32 on cpu, else
-    bfloat16), `image` (the picture's path, for image-to-video)."""
+    bfloat16), `image` (the picture's path, for image-to-video), `prefix_cache_mb` (host memory for kept prefixes of
+    the denoising; 0 keeps none)."""
 
     def __init__(
-        self, pipeline: Any, workload: Workload, device: str, torch_dtype: str, folder: Path, image: Any
-    ) -> None:
-        from fa_tuner.engines.attention import Switchboard, install
+        self, pipeline: Any, workload: Workload, device: str, torch_dtype: str, folder: Path, image: Any,
+        prefix_cache_mb: float,
+    ) -> None:  # fmt: skip
+        from fa_tuner.engines.attention import install
+        from fa_tuner.engines.denoising import DenoisingLoop
 
         self._pipeline: Any = pipeline
         self._workload = workload
         self._device = device
         self._image = image
-        self._switchboard = Switchboard()
-        experts = [x for x in (pipeline.transformer, getattr(pipeline, "transformer_2", None)) if x is not None]
-        self._description = _describe(pipeline, experts, workload, device, torch_dtype, folder)
-        install(experts, self._switchboard)
+        self._embeddings: dict[str, dict[str, Any]] = {}
+        first, second = pipeline.transformer, getattr(pipeline, "transformer_2", None)
+        experts = [x for x in (first, second) if x is not None]
+        described = _describe(pipeline, experts, workload, device, torch_dtype, folder)
+        self._description = replace(described, resumes=prefix_cache_mb > 0)
+        scales = {id(second): workload.guidance if workload.guidance_2 is None else workload.guidance_2}
+        self._loop = DenoisingLoop(
+            [(x, scales.get(id(x), workload.guidance)) for x in experts],
+            workload.guided, described.grid, int(prefix_cache_mb * 2**20),
+        )  # fmt: skip
+        install(experts, self._loop.board)
 
     @classmethod
     def unavailable_because(cls) -> str | None:
@@ -59,28 +71,36 @@ class DiffusersEngine(Engine):
         device = options.get("device") or _best_device()
         torch_dtype = options.get("torch_dtype") or ("float32" if device.startswith("cpu") else "bfloat16")
         image = _open_image(options.get("image")) if workload.task == "i2v" else None
+        cache = _megabytes(options.get("prefix_cache_mb", PREFIX_CACHE_MB))
         pipeline = _load(folder, index["_class_name"], workload, device, torch_dtype)
-        return cls(pipeline, workload, device, torch_dtype, folder, image)
+        return cls(pipeline, workload, device, torch_dtype, folder, image, cache)
 
     def describe(self) -> Description:
         return self._description
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
+    def generate(
+        self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Sequence[Shadow] = ()
+    ) -> Generation:
         import torch
+
+        from fa_tuner.engines.denoising import Clock
+        from fa_tuner.engines.frames import to_uint8
 
         if self._pipeline is None:
             raise EngineError("engine diffusers is closed")
-        board, pipeline, work = self._switchboard, self._pipeline, self._workload
-        board.begin(policy.on(self._description.grid))
-        clock = _Clock(self._device, pipeline)
+        loop, pipeline, work, offered = self._loop, self._pipeline, self._workload, self._description
+        clock = Clock(self._device, pipeline)
+        run = loop.begin(
+            policy.on(offered.grid), case, prefix if offered.resumes else "none", shadows if offered.shadows else (),
+            clock,
+        )  # fmt: skip
         if self._device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         image = {} if self._image is None else {"image": self._image}
         try:
             with clock.watching():
                 video = pipeline(
-                    prompt=case.prompt,
-                    negative_prompt=work.negative_prompt,
+                    **self._encoded(case.prompt),
                     height=work.height,
                     width=work.width,
                     num_frames=work.frames,
@@ -88,88 +108,43 @@ class DiffusersEngine(Engine):
                     guidance_scale=work.guidance,
                     guidance_scale_2=work.guidance_2,
                     generator=torch.Generator("cpu").manual_seed(case.seed),
-                    callback_on_step_end=self._next_step(clock),
+                    callback_on_step_end=loop.step_ended,
                     output_type="np",
+                    max_sequence_length=MAX_TOKENS,
                     **image,
                 ).frames[0]
         except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
             raise EngineError(f"generation failed under {policy}: {type(error).__name__}: {error}") from error
         finally:
-            board.policy = SkipPolicy()
-        from fa_tuner.engines.frames import to_uint8
-
+            loop.end()
         return Generation(
             frames=to_uint8(video),
-            calls=board.calls,
+            calls=loop.board.calls,
             denoise_seconds=clock.denoise_seconds,
             end_to_end_seconds=clock.total_seconds,
             phases=clock.phases,
-            cross_attention_quantized=board.cross_attention_quantized,
+            cross_attention_quantized=loop.board.cross_attention_quantized,
             peak_memory_mb=torch.cuda.max_memory_allocated() / 2**20 if self._device.startswith("cuda") else None,
+            reused_steps=run.start,
+            reused_calls=run.reused_calls,
+            shadows=run.values,
         )
+
+    def _encoded(self, prompt: str) -> dict[str, Any]:
+        """The prompt's embeddings, which are the same under every policy."""
+        import torch
+
+        if prompt not in self._embeddings:
+            with torch.no_grad():
+                positive, negative = self._pipeline.encode_prompt(
+                    prompt, self._workload.negative_prompt, self._workload.guided, max_sequence_length=MAX_TOKENS
+                )
+            self._embeddings[prompt] = {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+        return self._embeddings[prompt]
 
     def close(self) -> None:
         self._pipeline = None
         gc.collect()
-
-    def _next_step(self, clock: _Clock) -> Any:
-        def callback(_pipeline: Any, step: int, _timestep: Any, _values: dict[str, Any]) -> dict[str, Any]:
-            self._switchboard.step = step + 1
-            clock.step_ended()
-            return {}
-
-        return callback
-
-
-class _Clock:
-    """Wall-clock seconds of one generation by phase, the device synchronized at every reading."""
-
-    def __init__(self, device: str, pipeline: Any) -> None:
-        self._device, self._pipeline = device, pipeline
-        self._begun = self._denoising = self._denoised = self._ended = 0.0
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Time what runs inside; denoising starts at the first transformer forward."""
-        experts = (self._pipeline.transformer, getattr(self._pipeline, "transformer_2", None))
-        hooks = [x.register_forward_pre_hook(self._first_forward) for x in experts if x is not None]
-        self._begun = self._now()
-        try:
-            yield
-            self._ended = self._now()
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _first_forward(self, _module: Any, _inputs: Any) -> None:
-        if not self._denoising:
-            self._denoising = self._now()
-
-    def step_ended(self) -> None:
-        self._denoised = self._now()
-
-    def _now(self) -> float:
-        import torch
-
-        if not self._device.startswith("cpu"):
-            getattr(torch, self._device.split(":")[0]).synchronize()
-        return time.perf_counter()
-
-    @property
-    def denoise_seconds(self) -> float:
-        return self._denoised - self._denoising
-
-    @property
-    def total_seconds(self) -> float:
-        return self._ended - self._begun
-
-    @property
-    def phases(self) -> dict[str, float]:
-        return {
-            "encode": self._denoising - self._begun,
-            "denoise": self.denoise_seconds,
-            "decode": self._ended - self._denoised,
-        }
 
 
 def _best_device() -> str:
@@ -252,6 +227,7 @@ def _describe(
             **_hardware(device),
             "weights": weights_digest(folder),
         },
+        shadows=len(getattr(pipeline.scheduler, "sigmas", ())) == workload.steps + 1,
     )
 
 
@@ -263,6 +239,16 @@ def _hardware(device: str) -> dict[str, str]:
     if kind == "cpu":
         return {}
     return {"accelerator": str(getattr(torch, kind).get_device_name())}
+
+
+def _megabytes(value: Any) -> float:
+    try:
+        megabytes = float(value)
+    except (TypeError, ValueError):
+        megabytes = math.nan
+    if not 0 <= megabytes <= 10**7:
+        raise UsageError(f"engine option prefix_cache_mb is {value!r}; it must be a number from 0 on")
+    return megabytes
 
 
 def _open_image(path: str | None) -> Any:

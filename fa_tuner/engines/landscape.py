@@ -18,14 +18,16 @@ import numpy.typing as npt
 from fa_tuner.domain.errors import DocumentError
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Measurement
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
+from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import Description
+from fa_tuner.engines.base import Description, Shadow
 
 FORMAT = "fa-tune-landscape"
 VERSION = 1
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number"}
 
 Numbers = npt.NDArray[np.float64]
+Shadows = Mapping[Case, Mapping[Shadow, float]]
 
 
 class Record(Protocol):
@@ -43,6 +45,9 @@ class Record(Protocol):
 
     def relative_latency(self, policy: SkipPolicy) -> float | None:
         """Measured denoising time over the native policy's; None where that was not recorded."""
+
+    def shadow(self, shadow: Shadow, case: Case) -> float | None:
+        """What a formula answers to a shadow beside the native run; None where it has none."""
 
     def document(self) -> dict[str, Any]: ...
 
@@ -112,6 +117,10 @@ class Table:
         value = math.nan if column is None else float(self.relative[column])
         return None if math.isnan(value) else value
 
+    def shadow(self, shadow: Shadow, case: Case) -> None:
+        """Recorded ones stand beside the table."""
+        return
+
     def document(self) -> dict[str, Any]:
         return {
             "policies": list(self._columns),
@@ -125,7 +134,8 @@ class Table:
 @dataclass(frozen=True, eq=False)
 class Landscape:
     """One workload, and what each recorded policy did to it. `environment` is that of the engine which made the
-    record; `made_by` says in words how; `noise_floor_db` is the PSNR of native against native."""
+    record; `made_by` says in words how; `noise_floor_db` is the PSNR of native against native; `shadows` are those
+    recorded beside the native run (`Generation.shadows`)."""
 
     workload: Workload
     environment: Mapping[str, Any]
@@ -134,6 +144,7 @@ class Landscape:
     noise_floor_db: float
     latency: LatencyModel
     record: Record
+    shadows: Shadows = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -152,10 +163,20 @@ class Landscape:
         measured = self.record.relative_latency(policy)
         return self.latency.relative(policy, self.grid) if measured is None else measured
 
+    def shadow(self, shadow: Shadow, case: Case) -> float | None:
+        """The recorded answer, else that of the formula; None where there is neither."""
+        recorded = self.shadows.get(case, {}).get(shadow)
+        return self.record.shadow(shadow, case) if recorded is None else recorded
+
+    @property
+    def has_shadows(self) -> bool:
+        everything = Shadow(0, self.grid.layers, self.dtypes[0])
+        return any(self.shadows.values()) or self.record.shadow(everything, self.record.cases[0]) is not None
+
     @classmethod
     def from_measurements(
         cls, workload: Workload, description: Description, measurements: Iterable[Measurement], *,
-        made_by: str, noise_floor_db: float, latency: LatencyModel,
+        made_by: str, noise_floor_db: float, latency: LatencyModel, shadows: Shadows | None = None,
     ) -> Landscape:  # fmt: skip
         """A recorded table; held-out cases are kept where they were measured, latencies where their source is
         `measured`.
@@ -183,7 +204,10 @@ class Landscape:
             if measurement.latency.source == "measured":
                 relative[column] = measurement.latency.relative
         table = Table(tuple(policies), cases, values, identical, relative)
-        return cls(workload, description.environment, description.dtypes, made_by, noise_floor_db, latency, table)
+        return cls(
+            workload, description.environment, description.dtypes, made_by, noise_floor_db, latency, table,
+            shadows or {},
+        )  # fmt: skip
 
     @classmethod
     def read(cls, path: str | Path) -> Landscape:
@@ -225,6 +249,7 @@ class Landscape:
             "noise_floor_db": self.noise_floor_db,
             "latency": self.latency.document(),
             section: self.record.document(),
+            **({"shadows": _shadows_document(self.shadows, self.record.cases)} if any(self.shadows.values()) else {}),
         }
 
 
@@ -249,6 +274,16 @@ def only(document: Mapping[str, Any], where: str, names: Iterable[str]) -> None:
 
 def named(case: Case) -> str:
     return f"prompt {case.prompt[:40]!a} with seed {case.seed}"
+
+
+def _shadows_document(shadows: Shadows, cases: Iterable[Case]) -> dict[str, Any]:
+    probes = sorted({shadow for answers in shadows.values() for shadow in answers})
+    return {
+        "probes": [[shadow.dtype, shadow.step, str(SkipSelector.of(shadow.layers))] for shadow in probes],
+        "values": [
+            _written(np.array([shadows.get(case, {}).get(shadow, math.nan) for shadow in probes])) for case in cases
+        ],
+    }
 
 
 def _written(numbers: Numbers) -> list[float | None]:

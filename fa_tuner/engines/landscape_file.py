@@ -17,6 +17,7 @@ from fa_tuner.domain.measurement import METRICS
 from fa_tuner.domain.policy import DTYPES, NATIVE, Grid, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.landscape import (
     FORMAT,
     VERSION,
@@ -24,6 +25,7 @@ from fa_tuner.engines.landscape import (
     LatencyModel,
     Numbers,
     Record,
+    Shadows,
     Table,
     named,
     only,
@@ -88,9 +90,8 @@ def _landscape(document: dict[str, Any]) -> Landscape:
     if len(sections) != 1:
         raise DocumentError("it must have either evaluations or synthetic")
     section = sections.pop()
-    only(
-        document, "", ("format", "version", "workload", "environment", "made_by", "noise_floor_db", "latency", section)
-    )
+    known = ("format", "version", "workload", "environment", "made_by", "noise_floor_db", "latency", section)
+    only(document, "", (*known, "shadows") if section == "evaluations" else known)
     workload = Workload.from_document(take(document, "", "workload", dict))
     environment = dict(take(document, "", "environment", dict))
     grid, dtypes = _environment(environment, workload)
@@ -104,7 +105,11 @@ def _landscape(document: dict[str, Any]) -> Landscape:
         record = Synthetic.from_document(content, workload, grid, dtypes)
     made_by = take(document, "", "made_by", str)
     noise_floor = float(take(document, "", "noise_floor_db", float, int))
-    return Landscape(workload, environment, dtypes, made_by, noise_floor, latency, record)
+    shadows = take(document, "", "shadows", dict) if "shadows" in document else None
+    return Landscape(
+        workload, environment, dtypes, made_by, noise_floor, latency, record,
+        {} if shadows is None else _shadows(shadows, record.cases, grid, dtypes),
+    )  # fmt: skip
 
 
 def _environment(document: dict[str, Any], workload: Workload) -> tuple[Grid, tuple[str, ...]]:
@@ -155,7 +160,7 @@ def _table(document: dict[str, Any], workload: Workload, grid: Grid, dtypes: Seq
         at = f"{where}.metrics.{name}"
         _count(rows, len(cases), at, "cases")
         for j, row in enumerate(rows):
-            values[i, j] = _numbers(row, len(policies), f"{at}[{j}]")
+            values[i, j] = _numbers(row, len(policies), f"{at}[{j}]", "policies")
     missing = np.isnan(values)
     if (missing != missing[0]).any():
         case, policy = np.argwhere((missing != missing[0]).any(axis=0))[0]
@@ -171,10 +176,41 @@ def _table(document: dict[str, Any], workload: Workload, grid: Grid, dtypes: Seq
         identical[j, row] = True
     relative = np.full(len(policies), np.nan)
     if "relative_latency" in document:
-        relative = _numbers(document["relative_latency"], len(policies), f"{where}.relative_latency")
+        relative = _numbers(document["relative_latency"], len(policies), f"{where}.relative_latency", "policies")
         if (relative <= 0).any():
             raise DocumentError(f"{where}.relative_latency[{int(np.argmax(relative <= 0))}] must be above 0")
     return Table(policies, cases, values, identical, relative)
+
+
+def _shadows(document: dict[str, Any], cases: Sequence[Case], grid: Grid, dtypes: Sequence[str]) -> Shadows:
+    only(document, "shadows", ("probes", "values"))
+    layers: dict[str, SkipSelector] = {}
+    probes: dict[Shadow, None] = {}
+    for i, entry in enumerate(take(document, "shadows", "probes", list)):
+        where = f"shadows.probes[{i}]"
+        if not isinstance(entry, list) or [type(part) for part in entry] != [str, int, str]:
+            raise DocumentError(f"{where} must be a list of dtype, step and layers, such as [{dtypes[0]!a}, 0, '0-2']")
+        dtype, step, text = entry
+        if dtype not in dtypes or not 0 <= step < grid.steps:
+            raise DocumentError(
+                f"{where} is of {ascii(dtype)[:20]} at step {step}; dtypes are {', '.join(dtypes)}, "
+                f"steps 0 to {grid.steps - 1}"
+            )
+        selector = _selector(text, layers, "layer", grid.layers[-1] + 1, where)
+        if not selector or not set(selector) <= set(grid.layers):
+            raise DocumentError(f"{where}: layers {ascii(text)[:60]} must be some of those that can be quantized")
+        probes[Shadow(step, selector.indices, dtype)] = None
+    if len(probes) != len(document["probes"]):
+        raise DocumentError("shadows.probes has one of them twice")
+    rows = take(document, "shadows", "values", list)
+    _count(rows, len(cases), "shadows.values", "cases")
+    found: dict[Case, dict[Shadow, float]] = {}
+    for j, case in enumerate(cases):
+        values = _numbers(rows[j], len(probes), f"shadows.values[{j}]", "probes")
+        if (values < 0).any():
+            raise DocumentError(f"shadows.values[{j}][{int(np.argmax(values < 0))}] is below 0")
+        found[case] = {shadow: value for shadow, value in zip(probes, values.tolist(), strict=True) if value == value}
+    return found
 
 
 def _count(rows: Any, wanted: int, where: str, what: str) -> None:
@@ -183,9 +219,9 @@ def _count(rows: Any, wanted: int, where: str, what: str) -> None:
         raise DocumentError(f"{where} has {found} entries for {wanted} {what}")
 
 
-def _numbers(row: Any, wanted: int, where: str) -> Numbers:
-    """A column of finite numbers, null as NaN."""
-    _count(row, wanted, where, "policies")
+def _numbers(row: Any, wanted: int, where: str, what: str) -> Numbers:
+    """Finite numbers, one for each of the `wanted` of what there are, null as NaN."""
+    _count(row, wanted, where, what)
     if odd := set(map(type, row)) - {int, float, type(None)}:
         raise DocumentError(f"{where} holds {odd.pop().__name__}; it must hold numbers and null")
     try:
@@ -236,8 +272,8 @@ def _policies(keys: list[Any], grid: Grid, dtypes: Sequence[str]) -> tuple[SkipP
             )
         policies.append(SkipPolicy(
             dtype,
-            _selector(first, steps, tuple(range(grid.steps)), "step", where),
-            _selector(second, layers, grid.layers, "layer", where),
+            _skipped(first, steps, tuple(range(grid.steps)), "step", where),
+            _skipped(second, layers, grid.layers, "layer", where),
         ))  # fmt: skip
     if len(set(keys)) != len(keys):
         seen: set[str] = set()
@@ -246,17 +282,25 @@ def _policies(keys: list[Any], grid: Grid, dtypes: Sequence[str]) -> tuple[SkipP
     return tuple(policies)
 
 
-def _selector(
+def _skipped(
     text: str, known: dict[str, SkipSelector], indices: tuple[int, ...], what: str, where: str
 ) -> SkipSelector:
+    if text in known:  # of many policies, so it is checked once
+        return known[text]
+    selector = _selector(text, known, what, indices[-1] + 1, where)
+    if set(indices) <= set(selector):
+        raise DocumentError(f'{where} skips every {what}; that policy is written "native"')
+    return selector
+
+
+def _selector(text: str, known: dict[str, SkipSelector], what: str, bound: int, where: str) -> SkipSelector:
+    """A selector in canonical form; `known` are those parsed before."""
     if text not in known:
         try:
-            selector = SkipSelector.parse(text, indices[-1] + 1, what)
+            selector = SkipSelector.parse(text, bound, what)
         except SelectorError as error:
             raise DocumentError(f"{where}: {error}") from None
         if str(selector) != text:
             raise DocumentError(f"{where}: {what} selector {ascii(text)[:60]} is written {str(selector)!r}")
-        if set(indices) <= set(selector):
-            raise DocumentError(f'{where} skips every {what}; that policy is written "native"')
         known[text] = selector
     return known[text]

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,13 @@ from typing import Any, Literal
 from fa_tuner.domain.errors import ConflictError, EngineError, UsageError
 from fa_tuner.domain.policy import NATIVE, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix
+from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix, Shadow
 from fa_tuner.engines.landscape import Landscape, named
+from fa_tuner.engines.prefixes import step_rows
 
 _FREE = {"model", "revision", "prompts", "holdout", "seeds", "options"}  # may differ; prompts and seeds are looked up
 _DRIFT_GENERATIONS = 100.0
+_Steps = dict[str, "_Steps"]  # by what a step runs in, those that were run after it
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class ReplayEngine(Engine):
     """Generates nothing: looks each policy up in the landscape file that `workload.model` names.
 
     Options: `noise`, see `LatencyNoise`; `latency`, `projected` (default) or `measured`, which says how the times
-    given are to be taken.
+    given are to be taken. It says of a resumed run what an engine with endless memory would have reused of it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class ReplayEngine(Engine):
     ) -> None:
         self._landscape: Landscape | None = landscape
         self._noise, self._rng, self._generations = noise, random.Random(noise.seed), 0  # noqa: S311 - no secret
+        self._kept: dict[Case, _Steps] = {}
         record = landscape.environment
         self._description = Description(
             engine="replay",
@@ -91,6 +94,8 @@ class ReplayEngine(Engine):
             device=record["device"],
             pipeline=record["pipeline"],
             versions={**record["versions"], "landscape": digest},
+            resumes=True,
+            shadows=landscape.has_shadows,
         )
 
     @classmethod
@@ -129,7 +134,9 @@ class ReplayEngine(Engine):
     def describe(self) -> Description:
         return self._description
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
+    def generate(
+        self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Sequence[Shadow] = ()
+    ) -> Generation:
         landscape = self._landscape
         if landscape is None:
             raise EngineError("engine replay is closed; open it again")
@@ -141,19 +148,42 @@ class ReplayEngine(Engine):
         model = landscape.latency
         factor = self._noise.factor(self._rng, self._generations)
         self._generations += 1
-        denoise = model.native_denoise_seconds * landscape.relative_latency(policy) * factor
+        start = self._shared(case, step_rows(policy, grid.steps), prefix)
+        executed = 1.0 - start / grid.steps
+        denoise = model.native_denoise_seconds * landscape.relative_latency(policy) * factor * executed
         other = model.native_end_to_end_seconds - model.native_denoise_seconds
+        calls = self._calls(policy)
+        reused = Counter({cell: count for cell, count in calls.items() if cell[0] < start})
         return Generation(
             frames=None,
-            calls=self._calls(policy),
+            calls=calls - reused,
             denoise_seconds=denoise,
             end_to_end_seconds=denoise + other,
             phases={"denoise": denoise, "other": other},
             recorded=quality,
+            reused_steps=start,
+            reused_calls=reused,
+            shadows=self._answers(shadows, case, start) if policy.is_native else {},  # they were recorded beside native
         )
 
     def close(self) -> None:
         self._landscape = None
+
+    def _shared(self, case: Case, rows: Sequence[str], prefix: Prefix) -> int:
+        """How many of the first steps are kept from earlier runs; those of this one are kept now."""
+        if prefix == "none":
+            return 0
+        shared, steps = 0, self._kept.setdefault(case, {})
+        for done, row in enumerate(rows[:-1], 1):
+            if row in steps and shared == done - 1:
+                shared = done
+            steps = steps.setdefault(row, {})
+        return shared if prefix == "reuse" else 0
+
+    def _answers(self, shadows: Iterable[Shadow], case: Case, start: int) -> dict[Shadow, float]:
+        assert self._landscape is not None
+        found = {shadow: self._landscape.shadow(shadow, case) for shadow in shadows if shadow.step >= start}
+        return {shadow: value for shadow, value in found.items() if value is not None}
 
     def _calls(self, policy: SkipPolicy) -> Counter[CellCall]:
         grid, count = self._description.grid, self._description.calls_per_cell

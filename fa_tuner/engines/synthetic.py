@@ -18,7 +18,9 @@ import numpy as np
 from fa_tuner.domain.errors import DocumentError, UsageError
 from fa_tuner.domain.measurement import IDENTICAL_DB, CaseQuality, psnr_of_mse
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
+from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.landscape import Landscape, LatencyModel, Numbers, only, take
 
 MSE_LIMIT = 8000.0  # towards which the squared error saturates: about that of two unrelated pictures
@@ -35,6 +37,9 @@ class Synthetic:
     the standard deviation of the logarithm of the steps' and of the layers' sensitivity, `interactions` that of the
     cells about their rank-one product, `disagreement` that of the prompts about the common sensitivities (and, times
     12 dB, of their level). Each of `cliffs` pairs of steps or layers costs `cliff_db` once both are quantized.
+
+    With `shadow_noise`, shadows are answered: it is the standard deviation of the logarithm of an answer about what the
+    cells truly add, and `growth` that of a factor of each step, as an early error may grow or fade in later ones.
     """
 
     grid: Grid
@@ -47,12 +52,15 @@ class Synthetic:
     disagreement: float = 0.5
     cliffs: int = 0
     cliff_db: float = 10.0
+    shadow_noise: float | None = None
+    growth: float = 0.0
     _weights: dict[Case, Numbers] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value, most in (
             ("spread", self.spread, 5), ("interactions", self.interactions, 5), ("disagreement", self.disagreement, 5),
-            ("cliffs", self.cliffs, 64), ("cliff_db", self.cliff_db, 60),
+            ("cliffs", self.cliffs, 64), ("cliff_db", self.cliff_db, 60), ("growth", self.growth, 5),
+            ("shadow_noise", self.shadow_noise or 0.0, 5),
         ):  # fmt: skip
             if not 0 <= value <= most:
                 raise DocumentError(f"synthetic.{name} is {value}; it must lie between 0 and {most}")
@@ -97,17 +105,26 @@ class Synthetic:
         positions = [i for i, layer in enumerate(self.grid.layers) if layer not in policy.skip_layers]
         if policy.is_native or not steps or not positions:
             return 0.0
-        weights = self._weights_of(case)
-        share = float(weights[np.ix_(steps, positions)].sum() / weights.sum())
-        level = self.psnr_db[policy.dtype] + 12 * self.disagreement * self._normal(f"level|{_label(case)}")
         cliff_db = self.cliff_db * sum(self._falls(cliff, steps, positions) for cliff in self._cliffs)
-        mse = share * 255**2 * 10 ** ((cliff_db - min(95.0, max(5.0, level))) / 10)
+        share = self._share(case, steps, positions)
+        mse = share * 255**2 * 10 ** ((cliff_db - self._level(policy.dtype, case)) / 10)
         return mse / (1 + mse / MSE_LIMIT)
 
+    def shadow(self, shadow: Shadow, case: Case) -> float | None:
+        known = shadow.step in range(self.grid.steps) and shadow.layers and set(shadow.layers) <= set(self.grid.layers)
+        if self.shadow_noise is None or not known or case not in self.cases or shadow.dtype not in self.psnr_db:
+            return None
+        share = self._share(case, (shadow.step,), [self.grid.layers.index(layer) for layer in shadow.layers])
+        strayed = self.shadow_noise * self._normal(f"shadow|{shadow.step}|{SkipSelector.of(shadow.layers)}")
+        grown = self.growth * self._normal(f"growth|{shadow.step}")
+        return share * math.exp(strayed + grown) * 1e-3 * 10 ** (-self._level(shadow.dtype, case) / 10)
+
     def document(self) -> dict[str, Any]:
+        shadows = {} if self.shadow_noise is None else {"shadow_noise": self.shadow_noise, "growth": self.growth}
         return {
             "seed": self.seed, "psnr_db": dict(self.psnr_db), "spread": self.spread, "interactions": self.interactions,
             "disagreement": self.disagreement, "cliffs": self.cliffs, "cliff_db": self.cliff_db,
+            **shadows,
         }  # fmt: skip
 
     @classmethod
@@ -119,7 +136,8 @@ class Synthetic:
             DocumentError: with what is wrong and where.
         """
         reals = ("spread", "interactions", "disagreement", "cliff_db")
-        only(document, "synthetic", (*reals, "seed", "cliffs", "psnr_db"))
+        optional = ("shadow_noise", "growth")
+        only(document, "synthetic", (*reals, "seed", "cliffs", "psnr_db", *optional))
         levels = take(document, "synthetic", "psnr_db", dict)
         return cls(
             grid,
@@ -128,7 +146,10 @@ class Synthetic:
             take(document, "synthetic", "seed", int),
             {name: float(take(levels, "synthetic.psnr_db", name, float, int)) for name in (*dtypes, *levels)},
             cliffs=take(document, "synthetic", "cliffs", int),
-            **{name: float(take(document, "synthetic", name, float, int)) for name in reals},
+            **{
+                name: float(take(document, "synthetic", name, float, int))
+                for name in (*reals, *(name for name in optional if name in document))
+            },
         )
 
     @cached_property
@@ -148,6 +169,16 @@ class Synthetic:
         what, first, second = cliff
         quantized = steps if what == "steps" else positions
         return first in quantized and second in quantized
+
+    def _share(self, case: Case, steps: Sequence[int], positions: Sequence[int]) -> float:
+        """What the cells of these steps and positions of layers add to the squared error, of what all of them do."""
+        weights = self._weights_of(case)
+        return float(weights[np.ix_(steps, positions)].sum() / weights.sum())
+
+    def _level(self, dtype: str, case: Case) -> float:
+        """PSNR in dB with everything quantized, without cliffs."""
+        level = self.psnr_db[dtype] + 12 * self.disagreement * self._normal(f"level|{_label(case)}")
+        return min(95.0, max(5.0, level))
 
     def _weights_of(self, case: Case) -> Numbers:
         """[step, layer position]: how much each cell adds to the squared error, in proportion."""
@@ -188,6 +219,7 @@ def synthetic_landscape(
     disagreement: float = 0.5, spread: float = 1.0, cliffs: int = 0, cliff_db: float = 10.0,
     psnr_db: Mapping[str, float] = PSNR_DB, attention_share: float = 0.5,
     attention_ratio: Mapping[str, float] = ATTENTION_RATIO, native_seconds: float = 60.0,
+    shadow_noise: float | None = None, growth: float = 0.0,
 ) -> Landscape:  # fmt: skip
     """A landscape of `steps` x `layers` cells for `prompts` searched and `holdout` held-out prompts; see `Synthetic`.
 
@@ -205,6 +237,7 @@ def synthetic_landscape(
     record = Synthetic(
         grid, workload.cases + workload.holdout_cases, _samples(workload), seed, dict(psnr_db),
         spread=spread, interactions=interactions, disagreement=disagreement, cliffs=cliffs, cliff_db=cliff_db,
+        shadow_noise=shadow_noise, growth=growth,
     )  # fmt: skip
     environment = {
         "engine": "synthetic", "device": "none", "operator": "formula", "pipeline": "synthetic",

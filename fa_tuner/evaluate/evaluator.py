@@ -160,7 +160,8 @@ class Evaluator:
     def _generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> tuple[Generation, Coverage]:
         """One run, native or not, never without its proof."""
         generation = self._engine.generate(policy, case, "none" if self._resuming is False else prefix)
-        if generation.reused_steps and self._resuming is None:
+        # a record has no frames that could differ
+        if generation.reused_steps and self._resuming is None and generation.recorded is None:
             generation = self._check_resuming(policy, case, generation)
         for seconds in (generation.denoise_seconds, generation.end_to_end_seconds):
             if not (math.isfinite(seconds) and seconds > 0):
@@ -170,8 +171,7 @@ class Evaluator:
     def _check_resuming(self, policy: SkipPolicy, case: Case, resumed: Generation) -> Generation:
         """The first resumed run against the same one in full: only bit-equal frames let later ones be trusted."""
         full = self._engine.generate(policy, case)
-        assert resumed.frames is not None and full.frames is not None
-        self._resuming = bool((resumed.frames == full.frames).all())
+        self._resuming = bool((_there(case, resumed.frames) == _there(case, full.frames)).all())
         self._note(
             f"resumed after {resumed.reused_steps} kept steps, the frames were "
             + ("equal to those of the full run, bit by bit: shared steps are not computed again" if self._resuming
@@ -182,12 +182,9 @@ class Evaluator:
     def _compare(self, case: Case, generation: Generation) -> CaseQuality:
         if generation.recorded is not None:
             return generation.recorded
-        reference = self._reference.get(case)
-        if reference is None or generation.frames is None:
-            raise EngineError(f"the engine returned no frames for prompt {case.prompt[:40]!r}; nothing can be compared")
         from fa_tuner.evaluate.quality import compare
 
-        return compare(case, reference, generation.frames)
+        return compare(case, _there(case, self._reference.get(case)), _there(case, generation.frames))
 
     @property
     def _rounds(self) -> int:
@@ -198,6 +195,12 @@ class Evaluator:
         self, policy: SkipPolicy, latency: Latency, seen: list[CaseQuality], proofs: list[Coverage], started: float
     ) -> Measurement:
         return Measurement(policy, latency, tuple(seen), coverage.total(proofs), seconds=time.perf_counter() - started)
+
+
+def _there(case: Case, frames: Frames | None) -> Frames:
+    if frames is None:
+        raise EngineError(f"the engine returned no frames for prompt {case.prompt[:40]!r}; nothing can be compared")
+    return frames
 
 
 def _pair(native: Generation, candidate: Generation) -> Pair:

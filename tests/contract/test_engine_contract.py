@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from fa_tuner.domain.errors import EngineError, NotFoundError, UsageError
-from fa_tuner.domain.policy import DTYPES, NATIVE, SkipPolicy
+from fa_tuner.domain.policy import DTYPES, NATIVE, Grid, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import CellCall, Description, Engine, Generation
+from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Shadow
 from fa_tuner.engines.registry import engine_class
 
 STEPS = 3
@@ -25,14 +25,19 @@ Opened = tuple[type[Engine], Workload, dict[str, str]]
 
 
 def _replay(request: pytest.FixtureRequest) -> Opened:
-    """A table of every fp8 policy."""
+    """A table of every fp8 policy, with some shadows."""
     from fa_tuner.engines.replay import ReplayEngine
     from fa_tuner.engines.synthetic import synthetic_landscape
     from tests.support.tables import every_policy, tabulated
 
     path = request.getfixturevalue("tmp_path_factory").mktemp("replay") / "landscape.json.gz"
     formula = synthetic_landscape(STEPS, 2, prompts=2, psnr_db={"fp8": 30.0})
-    tabulated(formula, every_policy(formula.grid)).write(path)
+    answering = synthetic_landscape(STEPS, 2, prompts=2, psnr_db={"fp8": 30.0}, shadow_noise=0.0)
+    shadows = {
+        case: {shadow: value for shadow in every_shadow(formula.grid) if (value := answering.shadow(shadow, case))}
+        for case in formula.workload.cases
+    }
+    replace(tabulated(formula, every_policy(formula.grid)), shadows=shadows).write(path)
     return ReplayEngine, ReplayEngine.recorded_workload(path), {}
 
 
@@ -42,7 +47,7 @@ def _replay_formula(request: pytest.FixtureRequest) -> Opened:
     from fa_tuner.engines.synthetic import synthetic_landscape
 
     path = request.getfixturevalue("tmp_path_factory").mktemp("replay") / "landscape.json"
-    synthetic_landscape(STEPS, 3, prompts=2).write(path)
+    synthetic_landscape(STEPS, 3, prompts=2, shadow_noise=0.3, growth=0.2).write(path)
     noise = "spread=0.05,drift=0.1,outliers=0.05,seed=1"
     return ReplayEngine, ReplayEngine.recorded_workload(path), {"noise": noise, "latency": "measured"}
 
@@ -89,12 +94,29 @@ def _vllm_omni(request: pytest.FixtureRequest) -> Opened:
     return VllmOmniEngine, workload, {"dtype": "float32"}
 
 
+def _replay_without_shadows(request: pytest.FixtureRequest) -> Opened:
+    from fa_tuner.engines.replay import ReplayEngine
+    from fa_tuner.engines.synthetic import synthetic_landscape
+
+    path = request.getfixturevalue("tmp_path_factory").mktemp("replay") / "landscape.json"
+    synthetic_landscape(STEPS, 2, prompts=2).write(path)
+    return ReplayEngine, ReplayEngine.recorded_workload(path), {}
+
+
+def _diffusers_without_prefixes(request: pytest.FixtureRequest) -> Opened:
+    cls, workload, options = _diffusers(request)
+    return cls, workload, {**options, "prefix_cache_mb": "0"}
+
+
 # vllm-omni changes much of what is installed, so it has an environment of its own: make test-omni
 ENGINES = (
     [_vllm_omni]
     if os.environ.get("FA_TUNE_EMULATE_NPU") == "1"
-    else [_replay, _replay_formula, _diffusers, _diffusers_unguided, _diffusers_i2v]
-)
+    else [
+        _replay, _replay_formula, _replay_without_shadows,
+        _diffusers, _diffusers_unguided, _diffusers_i2v, _diffusers_without_prefixes,
+    ]
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda make: make.__name__.lstrip("_"))
@@ -132,6 +154,23 @@ def expected_calls(policy: SkipPolicy, description: Description) -> Counter[Cell
         for step in range(grid.steps)
         for layer in grid.layers
     })  # fmt: skip
+
+
+def every_shadow(grid: Grid, dtype: str = "fp8") -> list[Shadow]:
+    """Of all layers and of each alone, at every step."""
+    sides = [grid.layers, *((layer,) for layer in grid.layers)]
+    return [Shadow(step, layers, dtype) for step in range(grid.steps) for layers in sides]
+
+
+def steps_in_common(one: SkipPolicy, other: SkipPolicy, grid: Grid) -> int:
+    """How many first steps of two policies are the same, at most all but the last."""
+    for step in range(grid.steps - 1):
+        for layer in grid.layers:
+            if (one.quantizes(step, layer), one.dtype) != (other.quantizes(step, layer), other.dtype) and (
+                one.quantizes(step, layer) or other.quantizes(step, layer)
+            ):
+                return step
+    return grid.steps - 1
 
 
 def assert_sound(generation: Generation, workload: Workload, case: Case) -> None:
@@ -244,6 +283,90 @@ def test_generations_do_not_share_their_counts(engine: Engine, case: Case) -> No
     kept = Counter(first.calls)
     engine.generate(SkipPolicy(engine.describe().dtypes[0]), case)
     assert first.calls == kept
+
+
+# --- kept prefixes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(setting: Opened) -> Iterator[Engine]:
+    """With nothing kept yet."""
+    cls, workload, options = setting
+    opened = cls.open(workload, options)
+    yield opened
+    opened.close()
+
+
+def test_a_resumed_run_is_the_whole_one(fresh: Engine, setting: Opened, case: Case) -> None:
+    """In its result, and in the calls of what was run and of what was not; and nothing is run that need not be."""
+    description, before = fresh.describe(), [SkipPolicy()]
+    policies = policies_of(description)
+    whole = {policy: fresh.generate(policy, case) for policy in policies}
+    kept = fresh.generate(SkipPolicy(), case, "keep")
+    assert kept.reused_steps == 0 and kept.calls == expected_calls(SkipPolicy(), description)
+    for policy in policies * 2:
+        resumed = fresh.generate(policy, case, "reuse")
+        assert_sound(resumed, setting[1], case)
+        assert same(resumed, whole[policy])
+        assert resumed.calls + resumed.reused_calls == expected_calls(policy, description)
+        assert {step for step, _, _ in resumed.calls} == set(range(resumed.reused_steps, STEPS))
+        canonical = policy.on(description.grid)
+        shared = max(steps_in_common(canonical, other, description.grid) for other in before)
+        assert resumed.reused_steps == (shared if description.resumes else 0)
+        before.append(canonical)
+
+
+def test_a_run_that_may_not_neither_keeps_nor_resumes(fresh: Engine, case: Case) -> None:
+    everything, resumes = SkipPolicy(fresh.describe().dtypes[0]), fresh.describe().resumes
+    fresh.generate(everything, case, "none")
+    assert fresh.generate(everything, case, "reuse").reused_steps == 0
+    for prefix, reused in (("none", 0), ("keep", 0), ("reuse", STEPS - 1)):
+        again = fresh.generate(everything, case, prefix)  # type: ignore[arg-type]
+        assert again.reused_steps == (reused if resumes else 0)
+        assert again.calls + again.reused_calls == expected_calls(everything, fresh.describe())
+
+
+def test_a_prefix_is_that_of_its_case(fresh: Engine, setting: Opened) -> None:
+    one, other = setting[1].cases
+    fresh.generate(SkipPolicy(), one, "keep")
+    assert fresh.generate(SkipPolicy(), other, "reuse").reused_steps == 0
+
+
+# --- shadows --------------------------------------------------------------------------------------------------------
+
+
+def test_shadows_change_nothing_of_the_run(fresh: Engine, setting: Opened, case: Case) -> None:
+    description = fresh.describe()
+    shadows = every_shadow(description.grid, description.dtypes[0])
+    alone, beside = fresh.generate(SkipPolicy(), case), fresh.generate(SkipPolicy(), case, "keep", shadows)
+    assert_sound(beside, setting[1], case)
+    assert same(beside, alone) and beside.calls == alone.calls
+    assert alone.shadows == {} and set(beside.shadows) == set(shadows if description.shadows else ())
+    assert all(0 < value < math.inf for value in beside.shadows.values())
+    assert fresh.generate(SkipPolicy(), case, "none", shadows).shadows == beside.shadows
+    assert same(fresh.generate(SkipPolicy(), case), alone), "they leave no residue"
+
+
+def test_shadows_that_cannot_be_given_are_left_out(fresh: Engine, case: Case) -> None:
+    """Of what is not in the grid, and of steps that are not run."""
+    description = fresh.describe()
+    grid, dtype = description.grid, description.dtypes[0]
+    odd = [Shadow(grid.steps, grid.layers, dtype), Shadow(-1, grid.layers, dtype), Shadow(0, (), dtype)]
+    odd += [Shadow(0, (grid.layers[-1] + 1,), dtype), Shadow(0, grid.layers, "fp6"), Shadow(0, grid.layers, NATIVE)]
+    assert fresh.generate(SkipPolicy(), case, "keep", odd).shadows == {}
+    resumed = fresh.generate(SkipPolicy(), case, "reuse", every_shadow(grid, dtype))
+    started = range(resumed.reused_steps, STEPS)
+    assert {shadow.step for shadow in resumed.shadows} == (set(started) if description.shadows else set())
+
+
+def test_shadows_are_of_their_case(fresh: Engine, setting: Opened) -> None:
+    description = fresh.describe()
+    shadows = every_shadow(description.grid, description.dtypes[0])
+    one, other = (fresh.generate(SkipPolicy(), case, "none", shadows).shadows for case in setting[1].cases)
+    assert one != other if description.shadows else one == other == {}
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
 
 
 def test_closed_is_closed(setting: Opened, case: Case) -> None:

@@ -25,6 +25,7 @@ from fa_tuner.domain.errors import (
 )
 from fa_tuner.domain.policy import NATIVE, SkipPolicy
 from fa_tuner.domain.workload import Workload
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.diffusers import DiffusersEngine
 
 STEPS = 3
@@ -94,7 +95,7 @@ def test_a_skipped_step_runs_the_native_processors(
 
     ran: Counter[tuple[int, str]] = Counter()
     native, quantized = WanAttnProcessor.__call__, attention.quantized_attention
-    board = engine._switchboard
+    board = engine._loop.board
 
     def watched_native(self: Any, attn: Any, hidden: Any, encoder: Any = None, *rest: Any, **more: Any) -> Any:
         if encoder is None:
@@ -205,6 +206,143 @@ def test_times_add_up(engine: DiffusersEngine, tiny_wan: Path) -> None:
     assert seen.phases["encode"] > 0 and seen.phases["decode"] > 0
 
 
+def test_embeddings_are_those_that_the_pipeline_makes(tiny_wan: Path) -> None:
+    import torch
+
+    from fa_tuner.engines.frames import to_uint8
+
+    engine, work = opened(tiny_wan, negative_prompt="blue"), work_on(tiny_wan, negative_prompt="blue")
+    by_itself = engine._pipeline(
+        prompt=work.prompts[0], negative_prompt="blue", height=32, width=32, num_frames=5, num_inference_steps=STEPS,
+        guidance_scale=4.0, generator=torch.Generator("cpu").manual_seed(0), output_type="np",
+    ).frames[0]  # fmt: skip
+    for _ in range(2):
+        assert np.array_equal(frames_of(engine, SkipPolicy(), work), to_uint8(by_itself))
+
+
+# --- kept prefixes --------------------------------------------------------------------------------------------------
+
+
+def watched_forwards(engine: DiffusersEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The step of every forward that reaches the first block of a transformer."""
+    ran: list[int] = []
+    for expert in (engine._pipeline.transformer, engine._pipeline.transformer_2):
+        block = expert.blocks[0]
+        monkeypatch.setattr(
+            block, "forward", lambda *a, _f=block.forward, **k: (ran.append(engine._loop.board.step), _f(*a, **k))[1]
+        )
+    return ran
+
+
+def test_shared_steps_are_not_run(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(tiny_wan)
+    case = work_on(tiny_wan).cases[0]
+    ran = watched_forwards(engine, monkeypatch)
+    engine.generate(SkipPolicy(), case, "keep")
+    assert ran == [0, 0, 1, 1, 2, 2]
+    ran.clear()
+    assert engine.generate(policy(engine, "0/"), case, "reuse").reused_steps == 1
+    assert ran == [1, 1, 2, 2]
+
+
+def test_a_run_after_a_resumed_one_is_whole(engine: DiffusersEngine, tiny_wan: Path) -> None:
+    """The scheduler that the resumed run brought back is as good as the one that was there."""
+    case = work_on(tiny_wan).cases[0]
+    whole = {p: engine.generate(p, case).frames for p in (SkipPolicy(), EVERYTHING)}
+    engine.generate(EVERYTHING, case, "keep")
+    assert engine.generate(EVERYTHING, case, "reuse").reused_steps == STEPS - 1
+    for p, frames in whole.items():
+        assert np.array_equal(engine.generate(p, case).frames, frames)  # type: ignore[arg-type]
+
+
+def test_a_failed_run_leaves_prefixes_that_hold(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fa_tuner.engines import attention
+
+    engine, case = opened(tiny_wan), work_on(tiny_wan).cases[0]
+    whole = engine.generate(EVERYTHING, case)
+    operator = attention.quantized_attention
+
+    def breaks(*arguments: Any) -> Any:
+        if engine._loop.board.step == 1:
+            raise RuntimeError("the operator broke")
+        return operator(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(EngineError):
+        patched.setattr(attention, "quantized_attention", breaks)
+        engine.generate(EVERYTHING, case, "keep")
+    after = engine.generate(EVERYTHING, case, "reuse")
+    assert after.reused_steps == 1 and np.array_equal(after.frames, whole.frames)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("megabytes", ["0", 0, "1e-6"])
+def test_without_room_everything_is_run(tiny_wan: Path, megabytes: Any) -> None:
+    engine = DiffusersEngine.open(work_on(tiny_wan), {**OPTIONS, "prefix_cache_mb": megabytes})
+    case = work_on(tiny_wan).cases[0]
+    engine.generate(SkipPolicy(), case, "keep")
+    assert engine.generate(SkipPolicy(), case, "reuse").reused_steps == 0
+    assert engine.describe().resumes == (float(megabytes) > 0)
+    assert opened(tiny_wan).describe().fingerprint == engine.describe().fingerprint, "it changes no result"
+
+
+@pytest.mark.parametrize("megabytes", ["-1", "much", "nan", None, "inf"])
+def test_what_is_no_size(tiny_wan: Path, megabytes: Any) -> None:
+    with pytest.raises(UsageError, match=r"prefix_cache_mb is .*; it must be a number from 0 on"):
+        DiffusersEngine.open(work_on(tiny_wan), {**OPTIONS, "prefix_cache_mb": megabytes})
+
+
+# --- shadows --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", [{"guidance": 4.0, "guidance_2": 2.0}, {"guidance": 1.0}], ids=str)
+def test_a_shadow_is_the_squared_change_of_the_step(tiny_wan: Path, guidance: dict[str, float]) -> None:
+    """Computed a second time from what the scheduler is given: a run that quantizes one step alone has native inputs
+    there, so its velocity is native's plus what the shadow saw."""
+    work = work_on(tiny_wan, **guidance)
+    engine, case = opened(tiny_wan, **guidance), work.cases[0]
+    velocities: list[Any] = []
+    scheduler = engine._pipeline.scheduler
+    step = scheduler.step
+    scheduler.step = lambda velocity, *a, **k: (velocities.append(velocity.clone()), step(velocity, *a, **k))[1]
+    shadows = [
+        Shadow(t, layers, dtype) for t in range(STEPS) for layers in ((0, 1), (1,)) for dtype in ("fp8", "mxfp4")
+    ]
+    seen = engine.generate(SkipPolicy(), case, "none", shadows).shadows
+    native = list(velocities)
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    for shadow in shadows:
+        velocities.clear()
+        others = ",".join(str(t) for t in range(STEPS) if t != shadow.step)
+        engine.generate(policy(engine, f"{others}/{'' if 0 in shadow.layers else 0}", shadow.dtype), case)
+        error = (velocities[shadow.step] - native[shadow.step]).square().mean().item()
+        expected = error * (sigmas[shadow.step + 1] - sigmas[shadow.step]) ** 2
+        assert seen[shadow] == pytest.approx(expected, rel=1e-3)
+
+
+def test_shadows_stand_beside_any_policy_and_share_no_calls(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, case = opened(tiny_wan), work_on(tiny_wan).cases[0]
+    ran = watched_forwards(engine, monkeypatch)
+    plain = engine.generate(EVERYTHING, case)
+    beside = engine.generate(EVERYTHING, case, "keep", [Shadow(1, (0,), "mxfp4"), Shadow(1, (0, 1), "fp8")])
+    assert ran == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert beside.calls == plain.calls and np.array_equal(beside.frames, plain.frames)  # type: ignore[arg-type]
+    assert beside.shadows[Shadow(1, (0, 1), "fp8")] == 0, "what ran already"
+    assert beside.shadows[Shadow(1, (0,), "mxfp4")] > 0
+
+
+def test_the_time_of_shadows_is_not_the_runs(
+    engine: DiffusersEngine, tiny_wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from fa_tuner.engines import attention
+
+    operator = attention.quantized_attention
+    monkeypatch.setattr(attention, "quantized_attention", lambda *a: (time.sleep(1.0), operator(*a))[1])
+    seen = engine.generate(SkipPolicy(), work_on(tiny_wan).cases[0], "none", [Shadow(0, (0,), "fp8")])
+    assert seen.shadows and seen.denoise_seconds < seen.end_to_end_seconds < 2.0
+    assert sum(seen.phases.values()) == pytest.approx(seen.end_to_end_seconds)
+
+
 # --- a picture to start from ----------------------------------------------------------------------------------------
 
 
@@ -286,7 +424,7 @@ def test_a_failing_pipeline_leaves_a_usable_engine(
     with monkeypatch.context() as patched, pytest.raises(EngineError):
         patched.setattr(engine, "_pipeline", Failing())
         engine.generate(EVERYTHING, case)
-    assert engine._switchboard.policy == SkipPolicy()
+    assert engine._loop.board.policy == SkipPolicy()
     after = engine.generate(SkipPolicy(), case)
     assert {dtype for _, _, dtype in after.calls} == {NATIVE} and set(after.calls.values()) == {2}
 
@@ -302,7 +440,7 @@ def test_a_failure_half_way_leaves_no_residue(
     operator = attention.quantized_attention
 
     def breaks(*arguments: Any) -> Any:
-        if engine._switchboard.step == 1:
+        if engine._loop.board.step == 1:
             raise RuntimeError("the operator broke")
         return operator(*arguments)
 
@@ -320,7 +458,7 @@ def test_an_attention_mask_is_refused(engine: DiffusersEngine, tiny_wan: Path, m
     import torch
 
     processor = engine._pipeline.transformer.blocks[0].attn1.processor
-    monkeypatch.setattr(engine._switchboard, "policy", EVERYTHING)
+    monkeypatch.setattr(engine._loop.board, "policy", EVERYTHING)
     with pytest.raises(NotImplementedError, match="takes no mask"):
         processor(None, torch.zeros(1, 2, 4), None, torch.ones(2, 2))
 

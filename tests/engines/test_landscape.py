@@ -21,7 +21,7 @@ from fa_tuner.domain.measurement import METRICS, CaseQuality, Measurement
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.workload import Case
 from fa_tuner.engines import landscape_file
-from fa_tuner.engines.base import Description
+from fa_tuner.engines.base import Description, Shadow
 from fa_tuner.engines.landscape import Landscape, LatencyModel
 from fa_tuner.engines.synthetic import Synthetic, synthetic_landscape
 from tests.support.tables import every_policy, tabulated
@@ -66,6 +66,66 @@ def test_a_table_round_trips(tmp_path: Path, name: str) -> None:
             assert quality.metrics == pytest.approx(expected.metrics, rel=1e-8)
             assert quality.identical == expected.identical == policy.is_native
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+SHADOWS = {
+    FORMULA.workload.cases[0]: {Shadow(0, (0, 1), "fp8"): 1.25e-7, Shadow(2, (1,), "mxfp4"): 0.0},
+    FORMULA.workload.cases[1]: {Shadow(0, (0, 1), "fp8"): 3.0},
+}
+
+
+def test_shadows_round_trip(tmp_path: Path) -> None:
+    landscape = replace(tabulated(FORMULA, POLICIES), shadows=SHADOWS)
+    landscape.write(tmp_path / "x.json")
+    again = Landscape.read(tmp_path / "x.json")
+    assert again.shadows == SHADOWS and again.has_shadows
+    assert again.document()["shadows"] == {
+        "probes": [["fp8", 0, "0,1"], ["mxfp4", 2, "1"]], "values": [[1.25e-7, 0.0], [3.0, None]],
+    }  # fmt: skip
+    one, other = FORMULA.workload.cases
+    assert again.shadow(Shadow(2, (1,), "mxfp4"), one) == 0.0
+    assert again.shadow(Shadow(2, (1,), "mxfp4"), other) is None
+    assert again.shadow(Shadow(0, (0, 1), "fp8"), Case("another", 0)) is None
+
+
+def test_without_shadows_there_is_no_such_key(tmp_path: Path) -> None:
+    landscape = tabulated(FORMULA, POLICIES)
+    assert "shadows" not in landscape.document() and not landscape.has_shadows
+    landscape.write(tmp_path / "x.json")
+    assert Landscape.read(tmp_path / "x.json").shadows == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("probes"), "shadows.probes is missing"),
+        (lambda s: s.pop("values"), "shadows.values is missing"),
+        (lambda s: s.update(notes=1), "shadows has an unknown key 'notes'"),
+        (lambda s: s["probes"].__setitem__(0, ["fp8", 0]), re.escape("probes[0] must be a list of dtype, step and")),
+        (lambda s: s["probes"].__setitem__(0, "fp8"), re.escape("probes[0] must be a list of dtype, step and")),
+        (lambda s: s["probes"].__setitem__(0, ["fp8", True, "0"]), re.escape("probes[0] must be a list of dtype")),
+        (lambda s: s["probes"].__setitem__(1, ["fp6", 0, "0"]), re.escape("probes[1] is of 'fp6' at step 0; dtypes")),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", 3, "0"]), "at step 3; .*steps 0 to 2"),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", -1, "0"]), "at step -1"),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", 0, ""]), "layers '' must be some of those"),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", 0, "2"]), "layer 2 at position 0 does not exist"),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", 0, "0-1"]), "is written '0,1'"),
+        (lambda s: s["probes"].__setitem__(1, ["fp8", 0, "0,1"]), "has one of them twice"),
+        (lambda s: s["values"].pop(), "shadows.values has 1 entries for 2 cases"),
+        (lambda s: s["values"][1].pop(), re.escape("shadows.values[1] has 1 entries for 2 probes")),
+        (lambda s: s["values"][1].__setitem__(0, "1"), re.escape("shadows.values[1] holds str")),
+        (lambda s: s["values"][0].__setitem__(1, -1e-9), re.escape("shadows.values[0][1] is below 0")),
+    ],
+)
+def test_a_fault_in_the_shadows(tmp_path: Path, change: Change, message: str) -> None:
+    document = json.loads(json.dumps(replace(tabulated(FORMULA, POLICIES), shadows=SHADOWS).document()))
+    change(document["shadows"])
+    assert_refused(written(tmp_path, document), message)
+
+
+def test_a_formula_has_no_recorded_shadows(tmp_path: Path) -> None:
+    document = {**FORMULA.document(), "shadows": {"probes": [], "values": [[], []]}}
+    assert_refused(written(tmp_path, document), "the document has an unknown key 'shadows'")
 
 
 def test_the_same_landscape_is_the_same_file(tmp_path: Path) -> None:
@@ -361,8 +421,9 @@ class TestSynthetic:
             return {a, (a + 1 + math.floor(v * (m - 1))) % m}
 
         landscape = synthetic_landscape(
-            3, 4, 1, 7, spread=0.9, interactions=0.4, disagreement=0.6, cliffs=2, cliff_db=7.0, psnr_db={"fp8": 40.0}
-        )
+            3, 4, 1, 7, spread=0.9, interactions=0.4, disagreement=0.6, cliffs=2, cliff_db=7.0, psnr_db={"fp8": 40.0},
+            shadow_noise=0.3, growth=0.2,
+        )  # fmt: skip
         record, case = landscape.record, landscape.workload.cases[0]
         assert isinstance(record, Synthetic)
         c = f"{case.seed}|{case.prompt}"
@@ -380,6 +441,11 @@ class TestSynthetic:
             share = sum(w[t, n] for t in steps for n in layers) / sum(w.values())
             e = 0.0 if policy.is_native else 255**2 * 10 ** ((fallen - level) / 10) * share
             assert record.mse(policy, case) == pytest.approx(e / (1 + e / 8000))
+        for shadow, text in ((Shadow(1, (0, 1, 2), "fp8"), "0-2"), (Shadow(2, (3,), "fp8"), "3")):
+            t = shadow.step
+            share = sum(w[t, n] for n in shadow.layers) / sum(w.values())
+            strayed = math.exp(0.3 * z(f"shadow|{t}|{text}") + 0.2 * z(f"growth|{t}"))
+            assert landscape.shadow(shadow, case) == pytest.approx(share * strayed * 1e-3 * 10 ** (-level / 10))
 
     def test_more_quantized_cells_are_never_better(self) -> None:
         landscape = synthetic_landscape(4, 3, prompts=2, seed=2, interactions=1.0, cliffs=4)
@@ -426,6 +492,27 @@ class TestSynthetic:
         assert np.ptp(levels(0.0)) == 0.0
         assert np.ptp(levels(1.0)) > 8.0
 
+    def test_shadows_are_a_parameter(self, tmp_path: Path) -> None:
+        plain, shadowed = synthetic_landscape(3, 2, seed=3), synthetic_landscape(3, 2, seed=3, shadow_noise=0.3)
+        (case, *_), everything = plain.workload.cases, Shadow(0, (0, 1), "fp8")
+        assert not plain.has_shadows and plain.shadow(everything, case) is None
+        assert not {"shadow_noise", "growth"} & set(plain.document()["synthetic"])
+        shadowed.write(tmp_path / "x.json")
+        again = Landscape.read(tmp_path / "x.json")
+        assert again.has_shadows and again.shadow(everything, case) == shadowed.shadow(everything, case)
+        for odd in (replace(everything, step=3), replace(everything, layers=(2,)), replace(everything, dtype="fp6")):
+            assert again.shadow(odd, case) is None
+        assert again.shadow(everything, Case("unknown", 0)) is None
+
+    def test_exact_shadows_add_up(self) -> None:
+        landscape = synthetic_landscape(3, 2, prompts=1, shadow_noise=0.0, psnr_db={"fp8": 80.0})
+        (case,), record = landscape.workload.cases, landscape.record
+        parts = [landscape.shadow(Shadow(step, (layer,), "fp8"), case) for step in range(3) for layer in range(2)]
+        assert isinstance(record, Synthetic)
+        assert sum(p for p in parts if p) == pytest.approx(
+            1e-3 * record.mse(SkipPolicy("fp8"), case) / 255**2, rel=1e-3
+        )
+
     def test_other_dtypes_and_cases_have_no_answer(self) -> None:
         landscape = synthetic_landscape(2, 2, psnr_db={"fp8": 30.0})
         assert landscape.dtypes == ("fp8",)
@@ -436,6 +523,7 @@ class TestSynthetic:
         "parameters",
         [
             {"interactions": -1.0}, {"spread": math.nan}, {"disagreement": 6.0}, {"cliffs": 65}, {"cliff_db": math.inf},
+            {"shadow_noise": -0.1}, {"growth": 6.0},
             {"psnr_db": {"fp8": 0.0}}, {"layers": 0}, {"steps": 0}, {"prompts": 0}, {"attention_share": 1.0},
         ],
     )  # fmt: skip
@@ -449,6 +537,7 @@ class TestSynthetic:
             (lambda s: s.pop("seed"), "synthetic.seed is missing"),
             (lambda s: s.update(seed=1.5), "synthetic.seed is 1.5; it must be a whole number"),
             (lambda s: s.update(cliffs=2.0), "synthetic.cliffs"),
+            (lambda s: s.update(shadow_noise=None), "synthetic.shadow_noise is None; it must be a number"),
             (lambda s: s.update(spread=9), "synthetic.spread is 9.0; it must lie between 0 and 5"),
             (lambda s: s["psnr_db"].pop("fp8"), "synthetic.psnr_db.fp8 is missing"),
             (lambda s: s["psnr_db"].update(fp8=1000), "synthetic.psnr_db.fp8 is 1000"),

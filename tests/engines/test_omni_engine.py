@@ -56,7 +56,7 @@ def test_one_that_cannot_start(omni: Omni, opened: Open) -> None:
 
 def test_ranks_that_do_not_answer_when_it_starts(omni: Omni, opened: Open) -> None:
     omni.found, omni.ranks = found(world_size=4), 1
-    with pytest.raises(EngineError, match="1 of 4 ranks answered; nothing can be proven"):
+    with pytest.raises(EngineError, match="1 of 4 ranks answered; nothing can be proven without the others"):
         opened()
     assert omni.processes and not omni.running
 

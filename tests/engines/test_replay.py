@@ -13,6 +13,7 @@ import pytest
 from fa_tuner.domain.errors import ConflictError, DocumentError, EngineError, NotFoundError, UsageError
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.workload import Case
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.replay import LatencyNoise, ReplayEngine
 from fa_tuner.engines.synthetic import synthetic_landscape
 from tests.support.tables import every_policy, tabulated
@@ -210,3 +211,44 @@ class TestNoise:
     def test_quality_is_not_touched(self, formula: Path) -> None:
         engine, case = opened(formula, noise="spread=0.3"), FORMULA.workload.cases[1]
         assert engine.generate(EVERYTHING, case).recorded == engine.generate(EVERYTHING, case).recorded
+
+
+class TestReuse:
+    def test_the_time_is_that_of_the_steps_run(self, formula: Path) -> None:
+        engine, case = opened(formula), FORMULA.workload.cases[0]
+        whole = engine.generate(EVERYTHING, case, "keep")
+        resumed = engine.generate(EVERYTHING, case, "reuse")
+        assert resumed.reused_steps == 2
+        assert resumed.denoise_seconds == pytest.approx(whole.denoise_seconds / 3)
+        assert resumed.end_to_end_seconds - resumed.denoise_seconds == pytest.approx(1.0)
+        assert resumed.recorded == whole.recorded
+
+    def test_a_prefix_of_other_layers_is_another(self, formula: Path) -> None:
+        engine, case = opened(formula), FORMULA.workload.cases[0]
+        engine.generate(EVERYTHING, case, "keep")
+        assert engine.generate(HALF, case, "reuse").reused_steps == 0
+
+    def test_steps_in_common_after_a_difference_are_not_shared(self, formula: Path) -> None:
+        engine, case = opened(formula), FORMULA.workload.cases[0]
+        engine.generate(SkipPolicy.parse("0/", "fp8", FORMULA.grid), case, "keep")
+        assert engine.generate(EVERYTHING, case, "reuse").reused_steps == 0
+
+
+class TestShadows:
+    def test_they_are_those_beside_native(self, tmp_path: Path) -> None:
+        formula = synthetic_landscape(3, 2, prompts=2, seed=3, shadow_noise=0.0)
+        formula.write(tmp_path / "x.json")
+        engine, case = opened(tmp_path / "x.json"), formula.workload.cases[0]
+        shadow = Shadow(1, (0,), "fp8")
+        assert engine.generate(SkipPolicy(), case, "none", [shadow]).shadows == {shadow: formula.shadow(shadow, case)}
+        assert engine.generate(EVERYTHING, case, "none", [shadow]).shadows == {}
+
+    def test_what_is_not_recorded_is_left_out(self, tmp_path: Path) -> None:
+        table, case = tabulated(FORMULA, every_policy(FORMULA.grid)), FORMULA.workload.cases[0]
+        recorded, other = Shadow(0, (0, 1), "fp8"), Shadow(0, (1,), "fp8")
+        replace(table, shadows={case: {recorded: 0.5}}).write(tmp_path / "x.json")
+        engine = opened(tmp_path / "x.json")
+        assert engine.describe().shadows
+        assert engine.generate(SkipPolicy(), case, "none", [recorded, other]).shadows == {recorded: 0.5}
+        second = FORMULA.workload.cases[1]
+        assert engine.generate(SkipPolicy(), second, "none", [recorded]).shadows == {}

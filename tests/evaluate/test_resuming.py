@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fa_tuner.domain.errors import NotQuantizedError
+from fa_tuner.domain.errors import EngineError, NotQuantizedError
+from fa_tuner.domain.measurement import CaseQuality
 from fa_tuner.domain.policy import NATIVE, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix
@@ -148,6 +149,25 @@ def test_one_sample_off_and_nothing_is_resumed_any_more(engine: ResumingEngine) 
     evaluator.measure(EVERYTHING)
     evaluator.check_holdout(LATE)
     assert {prefix for _, _, prefix in engine.asked} == {"none"} and len(notes) == 1
+
+
+def test_a_record_has_no_frames_that_could_differ(engine: ResumingEngine) -> None:
+    def recorded(generation: Generation) -> Generation:
+        return replace(generation, frames=None, recorded=CaseQuality.of_identical(engine.asked[-1][1]))
+
+    engine.change = recorded
+    notes: list[str] = []
+    evaluator = after_baseline(engine, notes)
+    for _ in range(2):
+        assert evaluator.measure(LATE)[0].detail["steps_reused"] == 4
+    assert {prefix for _, _, prefix in engine.asked} == {"reuse"} and notes == []
+
+
+def test_a_resumed_run_without_frames_cannot_be_checked(engine: ResumingEngine) -> None:
+    evaluator = after_baseline(engine)
+    engine.change = lambda generation: replace(generation, frames=None)
+    with pytest.raises(EngineError, match="returned no frames for prompt 'a cat'; nothing can be compared"):
+        evaluator.measure(LATE)
 
 
 def test_a_run_that_reused_nothing_proves_nothing(engine: ResumingEngine) -> None:

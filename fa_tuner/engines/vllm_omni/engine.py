@@ -11,10 +11,11 @@ from typing import Any
 from fa_tuner.domain.errors import EngineError, NotQuantizedError, UsageError
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix
+from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix, Shadow
 from fa_tuner.engines.fitting import check_pipeline
 from fa_tuner.engines.model_files import locate, read_index
 from fa_tuner.engines.pictures import open_picture
+from fa_tuner.engines.prefixes import step_rows
 from fa_tuner.engines.vllm_omni.loaded import Loaded, held_policy
 from fa_tuner.engines.vllm_omni.options import EngineOptions
 from fa_tuner.engines.vllm_omni.process import EngineProcess, EngineSaidError
@@ -81,7 +82,9 @@ class VllmOmniEngine(Engine):
     def describe(self) -> Description:
         return self._description
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
+    def generate(
+        self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Sequence[Shadow] = ()
+    ) -> Generation:
         if self._closed:
             raise EngineError("engine vllm-omni is closed")
         policy, work = policy.on(self._description.grid), self._workload
@@ -106,7 +109,7 @@ class VllmOmniEngine(Engine):
                 "policy": None
                 if as_it_is or self._restarts
                 else (policy.dtype, str(policy.skip_steps), str(policy.skip_layers)),
-                "rows": _rows(policy, self._workload.steps),
+                "rows": step_rows(policy, self._workload.steps),
                 "prefix": prefix,
                 "prompt": case.prompt,
                 "negative_prompt": self._workload.negative_prompt,
@@ -114,13 +117,8 @@ class VllmOmniEngine(Engine):
             },
             self._options.hang_seconds,
         )
-        assert self._loaded is not None
         for what in ("begun", "reports"):
-            if len(answer[what]) != self._loaded.found["world_size"]:
-                raise EngineError(
-                    f"{len(answer[what])} of {self._loaded.found['world_size']} ranks answered; nothing can be proven "
-                    "without the others"
-                )
+            self._check_all_answered(answer[what])
         self._check_in_force(policy, answer["begun"])
         self._in_force = policy
         return answer
@@ -186,9 +184,11 @@ class VllmOmniEngine(Engine):
             self._options.start_seconds,
         )
         self._loaded, self._fresh, self._in_force = Loaded(ranks[0]), True, None
-        if len(ranks) != ranks[0]["world_size"]:
+        try:
+            self._check_all_answered(ranks)
+        except EngineError:
             self._stop()
-            raise EngineError(f"{len(ranks)} of {ranks[0]['world_size']} ranks answered; nothing can be proven")
+            raise
         self._in_force = self._loaded.policy
         return self._loaded
 
@@ -213,6 +213,12 @@ class VllmOmniEngine(Engine):
         self._process = process
         return answer
 
+    def _check_all_answered(self, ranks: Sequence[Any]) -> None:
+        """There must be an answer of every rank: one that is silent may run something else."""
+        assert self._loaded is not None
+        if len(ranks) != (size := self._loaded.found["world_size"]):
+            raise EngineError(f"{len(ranks)} of {size} ranks answered; nothing can be proven without the others")
+
     def _check_in_force(self, policy: SkipPolicy, ranks: Sequence[Mapping[str, Any]]) -> None:
         """What every rank's attention modules hold must be what was asked for."""
         for rank, answer in enumerate(ranks):
@@ -223,12 +229,6 @@ class VllmOmniEngine(Engine):
                     f"policy {policy} was asked for, and the attention layers of rank {rank} hold {found[:3]}; "
                     + "; ".join(doubts or ("the policy did not take effect",))
                 )
-
-
-def _rows(policy: SkipPolicy, steps: int) -> tuple[str, ...]:
-    """For each step what its layers run in; equal rows compute the same."""
-    quantized = f"{policy.dtype}/{policy.skip_layers}"
-    return tuple("native" if policy.is_native or step in policy.skip_steps else quantized for step in range(steps))
 
 
 def _sampling(work: Workload, case: Case, as_deployed: bool) -> dict[str, Any]:

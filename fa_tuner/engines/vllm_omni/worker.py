@@ -17,8 +17,8 @@ from typing import Any
 
 from fa_tuner.domain.policy import NATIVE
 from fa_tuner.engines.base import UNPUBLISHED, CellCall
+from fa_tuner.engines.prefixes import Prefixes, State
 from fa_tuner.engines.vllm_omni.inventory import inventory
-from fa_tuner.engines.vllm_omni.prefixes import Prefixes, State
 
 HEARTBEAT = "FA_TUNE_HEARTBEAT"  # names a file that is touched while denoising goes on
 # the method of a backend's implementation that calls the quantized kernel

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fa_tuner.engines.vllm_omni.prefixes import Prefixes
+from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.engines.prefixes import Prefixes, step_rows
 
 NATIVE, FP8, LATE = ("native",) * 4, ("fp8/",) * 4, ("native", "fp8/", "fp8/", "fp8/")
 LARGE = 2**30
@@ -31,6 +32,14 @@ def size_of_one(size: int = 100) -> int:
     prefixes = Prefixes(LARGE)
     kept(prefixes, NATIVE, 1, size=size)
     return prefixes.held_bytes
+
+
+def test_rows_say_what_each_step_runs_in() -> None:
+    grid = Grid(4, (0, 1, 2))
+    assert step_rows(SkipPolicy(), 4) == NATIVE
+    assert step_rows(SkipPolicy.parse("0,2/1", "mxfp4", grid), 4) == ("native", "mxfp4/1", "native", "mxfp4/1")
+    different = [SkipPolicy("fp8"), SkipPolicy("mxfp8"), SkipPolicy.parse("/0", "fp8", grid)]
+    assert len({step_rows(policy, 4)[0] for policy in different}) == 3
 
 
 def test_the_longest_shared_prefix_is_found() -> None:
