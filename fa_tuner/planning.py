@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.measurement import Requirement
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.domain.study import Origin, StudySpec, check_name
+from fa_tuner.domain.study import Origin, StudySpec, check_name, differing
 from fa_tuner.domain.workload import Workload
 from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profile
@@ -18,13 +18,15 @@ from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profi
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Description, Engine
 
-MOST_POLICIES = 100_000  # what a run without --trials may measure at most; its budget ends it long before
+POLICIES_AN_INDEX = 2  # with our sampler that many bring the front within a few percent (docs/benchmarks.md)
+MOST_POLICIES = 100_000  # what a run with a budget may measure at most; its budget ends it long before
 
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """What to tune and how. One of `trials` (policies to measure, the native one not counted) and
-    `budget_seconds` ends the search; both may be given. `tries` are the user's own policies, "STEPS/LAYERS"."""
+    """What to tune and how. `trials` (policies to measure, the native one not counted) and `budget_seconds` end the
+    search; without either, `POLICIES_AN_INDEX` for each step and layer do. `tries` are the user's own policies,
+    "STEPS/LAYERS"."""
 
     study: str
     workload: Workload
@@ -32,9 +34,9 @@ class TuneRequest:
     requirement: Requirement
     dtype: str = "fp8"
     engine_options: Mapping[str, Any] = field(default_factory=dict)
-    sampler: str = "tpe"
+    sampler: str = "rectangle"
     sampler_seed: int = 0
-    trials: int | None = 40
+    trials: int | None = None
     budget_seconds: float | None = None
     tries: tuple[str, ...] = ()
     profile: str | None = None
@@ -105,11 +107,13 @@ def target_of(request: TuneRequest, grid: Grid) -> int:
     """How many policies the run wants measured, the native one not counted."""
     from fa_tuner.search.space import policy_count
 
-    return min(policy_count(grid) - 1, request.trials or MOST_POLICIES)
+    otherwise = POLICIES_AN_INDEX * (grid.steps + len(grid.layers)) if request.budget_seconds is None else MOST_POLICIES
+    return min(policy_count(grid) - 1, request.trials or otherwise)
 
 
 def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
-    """Anchors, the user's own policies, presets; each policy once, the native one never."""
+    """Everything quantized, the user's own policies, presets; each policy once, the native one never. Our sampler
+    weighs presets against other policies; Optuna's have to be told of them."""
     from fa_tuner.search.presets import all_quantized, presets
 
     listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(request.dtype), "anchor")]
@@ -118,7 +122,8 @@ def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin
         if policy.is_native:
             raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
         listed.append((policy, "try"))
-    listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
+    if request.sampler != "rectangle":
+        listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
     seen: set[str] = set()
     for policy, origin in listed:
         if policy.key not in seen:
@@ -139,7 +144,7 @@ def differences(stored: StudySpec, asked: StudySpec) -> list[str]:
     """What keeps a stored study from being continued, each as "name (stored: a, asked: b)"."""
     pairs: Sequence[tuple[str, Any, Any]] = [
         *((key, value, asked.workload.document()[key]) for key, value in stored.workload.document().items()),
-        *((f"environment {key}", value, asked.environment.get(key)) for key, value in stored.environment.items()),
+        *((f"environment {name}", a, b) for name, a, b in differing(stored.environment, asked.environment)),
         *(
             (name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name)))
             for name in ("dtype", "requirement", "sampler", "sampler_seed", "latency_source", "latency_profile")

@@ -34,7 +34,6 @@ from fa_tuner.planning import TuneRequest
 PREFIX = "FA_TUNE_"
 S = TypeVar("S", bound="StoreSettings")
 DEFAULT_MIN_PSNR = 30.0
-DEFAULT_TRIALS = 40
 MAX_PROMPTS_BYTES = 4 * 2**20
 _SHAPE = (
     "height", "width", "frames", "steps", "guidance", "guidance_2", "negative_prompt", "flow_shift", "boundary_ratio",
@@ -117,10 +116,10 @@ class RunSettings(EngineSettings):
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description="vLLM-Omni's thresholds")
     constraints: list[str] = Field(default_factory=list, description="further bounds, such as ssim>=0.95")
     aggregate: Literal["worst", "mean"] = Field("worst", description="over prompts, before constraints are checked")
-    sampler: str = Field("tpe", description="tpe, nsga2, random or brute-force")
+    sampler: str = Field("rectangle", description="rectangle, tpe, nsga2, random or brute-force")
     sampler_seed: int = Field(0, ge=0, lt=2**31, description="of the sampler")
     trials: int | None = Field(
-        None, ge=1, description=f"policies to measure; default {DEFAULT_TRIALS} without a budget"
+        None, ge=1, description="most policies to measure; default 2 x (steps + layers) without a budget"
     )
     budget: str | None = Field(None, description="time to search, such as 30m or 1h30m")
     tries: list[str] = Field(default_factory=list, description='own policies, "STEPS/LAYERS"')
@@ -204,7 +203,7 @@ class RunSettings(EngineSettings):
             study=self.study or f"{stem[:60]}-{self.dtype}-{fingerprint_of(identity)[:8]}",
             workload=workload, engine=self.engine, engine_options=options, requirement=wanted, dtype=self.dtype,
             sampler=self.sampler, sampler_seed=self.sampler_seed, budget_seconds=budget, tries=tuple(self.tries),
-            trials=self.trials if self.trials or budget else DEFAULT_TRIALS, profile=self.device_profile,
+            trials=self.trials, profile=self.device_profile,
             repeats=self.repeats,
         )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from fa_tuner.domain.errors import (
     ConflictError,
     EngineError,
+    FaTuneError,
     InterruptedByUser,
     NotFoundError,
     NotQuantizedError,
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 FAILURES_IN_A_ROW = 3
 MOST_TIMED_AGAIN = 12  # finalists of one process, where latency is measured
+FINALISTS = "finalists"  # claimed like a policy: one worker checks them
+WAIT_SECONDS = 0.5  # between looks at what other workers do
 REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
 
 
@@ -89,7 +93,8 @@ class _Run:
         observer: Observer,
         search_storage: str,
     ) -> None:
-        from fa_tuner.search.samplers import make_sampler
+        from fa_tuner.search.samplers import check_sampler
+        from fa_tuner.store.claims import Worker
 
         self.request, self.store, self.artifacts, self.observer = request, store, artifacts, observer
         self.search_storage = search_storage
@@ -100,7 +105,7 @@ class _Run:
                 f"engine {request.engine} cannot run {request.dtype}; it has {', '.join(self.description.dtypes)}"
             )
         self.queue = list(queue(request, self.grid))
-        make_sampler(request.sampler, self.grid, request.sampler_seed)  # refuse before anything is stored
+        check_sampler(request.sampler, self.grid)  # before anything is stored
         self.profile = profile_for(request, self.description)
         self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats, observer.note)
         self.target = target_of(request, self.grid)
@@ -116,16 +121,24 @@ class _Run:
             latency_profile=self.profile.name if self.profile else None,
         )
         self.evaluations: dict[str, Evaluation] = {}
+        self.worker = Worker.of_this_process()
 
     def to_the_end(self) -> Study:
+        from fa_tuner.store.claims import Heartbeat
+
         self._open_study()
-        self.observer.opened(self.description, self.target)
-        self._baseline()
-        search = self._search()
-        reason = self._loop(search)
-        self._check_finalists()
-        self._keep_front()
-        self.store.set_state(self.spec.name, "finished", reason)
+        with Heartbeat(self.store, self.worker):
+            try:
+                self.observer.opened(self.description, self.target)
+                self._baseline()
+                reason = self._loop(self._search())
+                self._alone(FINALISTS, "the finalists")
+                self._check_finalists()
+                self._keep_front()
+                self.store.set_state(self.spec.name, "finished", reason)
+            finally:
+                with suppress(FaTuneError):  # what went wrong inside is what counts
+                    self.store.release(self.spec.name, self.worker)
         return self.store.study(self.spec.name)
 
     def stop_if_stored(self, state: Any, reason: str) -> None:
@@ -172,6 +185,7 @@ class _Run:
     def _baseline(self) -> None:
         """Run, or take over, the native baseline; refuse a threshold above its noise floor."""
         name, workload = self.spec.name, self.spec.workload
+        self._alone(NATIVE.key, "the baseline")
         stored = self.store.study(name).baseline
         donor = name if stored else self.store.find_baseline(workload.fingerprint, self.description.fingerprint)
         taken = None if donor is None or self._timed_otherwise(donor) else self._kept_baseline(donor)
@@ -207,12 +221,15 @@ class _Run:
         return frames if len(frames) == len(kept) else None
 
     def _search(self) -> PolicySearch:
+        from fa_tuner.search.acquisition import Goal
         from fa_tuner.search.study import PolicySearch
 
+        resumes = self.description.resumes and self.profile is not None
         search = PolicySearch(
-            self.search_storage, self.spec.name, self.spec.dtype, self.grid, self.spec.sampler, self.spec.sampler_seed
+            self.search_storage, self.spec.name, self.spec.dtype, self.grid, self.spec.sampler, self.spec.sampler_seed,
+            Goal.of(self.spec.requirement), resumes,
         )  # fmt: skip
-        mended = search.reconcile({k: (e.policy, e.origin, self._score(e)) for k, e in self.evaluations.items()})
+        mended = self._reconcile(search)
         if mended > 1:
             self.observer.note(f"resumed: {len(self.evaluations)} policies stored, {mended} trials brought in line")
         for policy, origin in self.queue:
@@ -221,7 +238,7 @@ class _Run:
         return search
 
     def _loop(self, search: PolicySearch) -> str:
-        """Ask, measure, commit, tell, until the target; returns the reason for stopping."""
+        """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
         from fa_tuner.search.space import policy_count
 
         started, earlier, failures, repeats, draws = time.monotonic(), self._spent(), 0, 0, 0
@@ -229,10 +246,18 @@ class _Run:
         while self._done() < self.target or any(key not in self.evaluations for key in tries):
             if budget is not None and max(self._spent(), earlier + time.monotonic() - started) >= budget:
                 return "budget"
+            if self._at_noise_floor():
+                return "noise floor"
             self._stop_if_asked()
-            proposal = search.ask()
+            elsewhere = self._catch_up(search)
+            proposal = search.ask(elsewhere)
+            if isinstance(proposal, str):
+                if not elsewhere and not self._reconcile(search):
+                    return proposal
+                time.sleep(WAIT_SECONDS)  # what others find may leave something to gain
+                continue
             known = self.evaluations.get(proposal.policy.key)
-            if known is not None:
+            if known is not None or not self.store.claim(self.spec.name, proposal.policy.key, self.worker):
                 self._tell(search, proposal, known)
                 repeats += 1
                 if repeats % REPEATS_IN_A_ROW == 0:
@@ -245,8 +270,43 @@ class _Run:
             failures = failures + 1 if evaluation.failed else 0
             if failures == FAILURES_IN_A_ROW:
                 raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
-        every = policy_count(self.grid) - 1
-        return "every policy measured" if self._done() >= every else "target reached"
+        return "front verified" if self._done() >= policy_count(self.grid) - 1 else "budget"
+
+    def _at_noise_floor(self) -> bool:
+        """Whether quantizing everything changes no more than a second native run does: then no policy can be better."""
+        baseline, everything = self.store.study(self.spec.name).baseline, self.evaluations.get(self.queue[0][0].key)
+        if baseline is None or everything is None or everything.measurement is None:
+            return False
+        return everything.measurement.psnr_db("worst") >= baseline.noise_floor_db
+
+    def _alone(self, what: str, words: str) -> None:
+        """Wait until no other worker is at `what`, and claim it; done by another, it cannot be claimed any more."""
+        told = False
+        while not self.store.claim(self.spec.name, what, self.worker):
+            if what not in self.store.claimed(self.spec.name):
+                break
+            self._stop_if_asked()
+            if not told:
+                self.observer.note(f"another worker is at {words}; waiting for it")
+                told = True
+            time.sleep(WAIT_SECONDS)
+        if told:
+            self.evaluations = {e.policy.key: e for e in self.store.evaluations(self.spec.name)}
+
+    def _catch_up(self, search: PolicySearch) -> list[SkipPolicy]:
+        """Take in what other workers have measured since; returns what they are at."""
+        name = self.spec.name
+        if self.store.count(name) != len(self.evaluations):
+            self.evaluations = {e.policy.key: e for e in self.store.evaluations(name)}
+            self._reconcile(search)
+        claimed = (key for key, worker in self.store.claimed(name).items() if worker != self.worker)
+        policies = (key.partition(":")[2] for key in claimed if key not in (NATIVE.key, FINALISTS))
+        return [SkipPolicy.parse(text, self.spec.dtype, self.grid) for text in policies]
+
+    def _reconcile(self, search: PolicySearch) -> int:
+        known = {k: (e.policy, e.origin, self._score(e)) for k, e in self.evaluations.items()}
+        others = {key for key, worker in self.store.claimed(self.spec.name).items() if worker != self.worker}
+        return search.reconcile(known, others)
 
     def _stop_if_asked(self) -> None:
         if self.observer.stop_requested():
@@ -282,7 +342,7 @@ class _Run:
             try:
                 return act()
             except EngineError as error:
-                self.observer.note(f"{what} failed: {error}; {left} more attempts")
+                self.observer.note(f"{what} failed: {error}; {left} more attempt{'s' if left > 1 else ''}")
         return act()
 
     def _keep_frames(self, policy: SkipPolicy, clips: list[Frames]) -> None:
@@ -367,11 +427,15 @@ class _Run:
         if measurement is None:
             return None
         return Score(
-            measurement.latency.relative, measurement.psnr_db(wanted.aggregate), wanted.violations(measurement.cases)
+            measurement.latency.relative,
+            measurement.psnr_db(wanted.aggregate),
+            wanted.violations(measurement.cases),
+            tuple(case.metrics["mse"] for case in measurement.cases),
         )
 
-    def _tell(self, search: PolicySearch, proposal: Proposal, evaluation: Evaluation) -> None:
-        score = self._score(evaluation)
+    def _tell(self, search: PolicySearch, proposal: Proposal, evaluation: Evaluation | None) -> None:
+        """Without an evaluation another worker makes it."""
+        score = self._score(evaluation) if evaluation is not None else None
         if score is None:
             search.tell_failed(proposal)
         else:

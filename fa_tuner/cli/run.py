@@ -98,9 +98,11 @@ def run(
     device_profile: DeviceProfile = None,
     repeats: Repeats = None,
     study: Annotated[str | None, option("--study", panel=SEARCH, help="Name; default made from the workload.")] = None,
-    trials: Annotated[int | None, option("--trials", panel=SEARCH, help="Policies to measure (40).")] = None,
+    trials: Annotated[int | None, option("--trials", panel=SEARCH, help="Most policies to measure.")] = None,
     budget: Annotated[str | None, option("--budget", panel=SEARCH, help="Time to search, such as 30m.")] = None,
-    sampler: Annotated[str | None, option("--sampler", panel=SEARCH, help="tpe, nsga2, random, brute-force.")] = None,
+    sampler: Annotated[
+        str | None, option("--sampler", panel=SEARCH, help="rectangle (ours), tpe, nsga2, random, brute-force.")
+    ] = None,
     sampler_seed: Annotated[int | None, option("--sampler-seed", panel=SEARCH, help="Of the sampler.")] = None,
     try_: Annotated[
         list[str] | None, option("--try", panel=SEARCH, help='Own policy "STEPS/LAYERS", "0,1/0-2"; repeatable.')

@@ -1,4 +1,4 @@
-"""Samplers by name. A sampler of ours is one more `optuna.samplers.BaseSampler` in this table."""
+"""Samplers by name: our own, and Optuna's for comparison."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from optuna.samplers import BaseSampler, BruteForceSampler, NSGAIISampler, Rando
 
 from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.policy import Grid
+from fa_tuner.search.acquisition import Goal
 
 BRUTE_FORCE_LIMIT = 14  # parameters: 2^14 policies
 
@@ -23,27 +24,44 @@ class AskTellBruteForce(BruteForceSampler):
         """Nothing to stop."""
 
 
-_SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+_OPTUNAS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True),
     "nsga2": lambda seed: NSGAIISampler(seed=seed),
     "random": lambda seed: RandomSampler(seed=seed),
     "brute-force": lambda seed: AskTellBruteForce(seed=seed),
 }
+SAMPLERS = ("rectangle", *_OPTUNAS)
 
 
-def make_sampler(name: str, grid: Grid, seed: int) -> BaseSampler:
+def check_sampler(name: str, grid: Grid) -> None:
     """
     Raises:
         UsageError: no sampler of that name, or brute force over too many policies.
     """
-    if name not in _SAMPLERS:
-        raise UsageError(f"sampler {name!r} is unknown; choose one of {', '.join(_SAMPLERS)}")
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     parameters = grid.steps + len(grid.layers)
     if name == "brute-force" and parameters > BRUTE_FORCE_LIMIT:
         raise UsageError(
             f"brute force over {grid} would be 2^{parameters} policies; it is refused past 2^{BRUTE_FORCE_LIMIT}"
         )
+
+
+def make_sampler(
+    name: str, grid: Grid, seed: int, drawn: int = 0, goal: Goal | None = None, resumes: bool = False
+) -> BaseSampler:
+    """`drawn` is the number of trials that a resumed study has: Optuna's samplers must not draw their first numbers
+    again. `goal` and `resumes` (see `RectangleSampler`) are for our own.
+
+    Raises:
+        UsageError: see `check_sampler`.
+    """
+    check_sampler(name, grid)
+    if name == "rectangle":
+        from fa_tuner.search.rectangle import RectangleSampler
+
+        return RectangleSampler(grid, seed, goal, resumes=resumes)
     with warnings.catch_warnings():
         # multivariate TPE is marked experimental; without it TPE ignores how steps and layers interact
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return _SAMPLERS[name](seed)
+        return _OPTUNAS[name](seed + drawn)

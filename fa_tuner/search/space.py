@@ -5,8 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
+
+Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 CHOICES = (False, True)
 
@@ -37,6 +44,13 @@ def to_policy(params: Mapping[str, bool], dtype: str, grid: Grid) -> SkipPolicy:
     steps = SkipSelector.of(i for i in range(grid.steps) if params[step_name(i)])
     layers = SkipSelector.of(i for i in grid.layers if params[layer_name(i)])
     return SkipPolicy(dtype, steps, layers).on(grid)
+
+
+def to_rectangle(policy: SkipPolicy, grid: Grid) -> tuple[Flags, Flags]:
+    """Flags of the quantized steps [T] and of the quantized layers [N]; none for the native policy."""
+    skipped = list(to_params(policy, grid).values())
+    quantized = ~np.array(skipped, dtype=np.bool_)
+    return quantized[: grid.steps], quantized[grid.steps :]
 
 
 def policy_count(grid: Grid) -> int:

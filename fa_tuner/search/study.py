@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.search import space
+from fa_tuner.search.acquisition import Goal
+from fa_tuner.search.rectangle import MSE, RectangleSampler, Settled
 from fa_tuner.search.samplers import make_sampler
 
 ORIGIN = "origin"
@@ -32,12 +34,13 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 @dataclass(frozen=True)
 class Score:
-    """What the search is told of a policy: `relative` latency (down), `psnr_db` (up), and by constraint how
-    far it is missed (0 or below where it holds)."""
+    """What the search is told of a policy: `relative` latency (down), `psnr_db` (up), by constraint how far it is
+    missed (0 or below where it holds), and the mean squared error by searched case."""
 
     relative: float
     psnr_db: float
     violations: Mapping[str, float]
+    mse: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ class Proposal:
 class PolicySearch:
     """One Optuna study over the policies of one dtype on one grid."""
 
-    def __init__(self, storage: str, name: str, dtype: str, grid: Grid, sampler: str, seed: int) -> None:
+    def __init__(
+        self, storage: str, name: str, dtype: str, grid: Grid, sampler: str, seed: int,
+        goal: Goal | None = None, resumes: bool = False,
+    ) -> None:  # fmt: skip
         """
         Raises:
             UsageError: see `make_sampler`.
@@ -63,8 +69,8 @@ class PolicySearch:
             name: CategoricalDistribution(space.CHOICES) for name in space.names(grid)
         }
         self._study = _open_study(storage, name)
-        # a resumed sampler must not draw its first numbers again
-        self._study.sampler = make_sampler(sampler, grid, seed + len(self._study.get_trials(deepcopy=False)))
+        drawn = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = make_sampler(sampler, grid, seed, drawn, goal, resumes)
         with warnings.catch_warnings():
             # marked experimental; it only gives optuna-dashboard its axis names
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -77,7 +83,7 @@ class PolicySearch:
             yield
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise StoreError(
-                f"Optuna could not read or write study {self._study.study_name}: {type(error).__name__}; "
+                f"Optuna could not read or write study {self._study.study_name}: {_cause(error)}; "
                 "nothing measured is lost, the same command goes on"
             ) from error
 
@@ -94,42 +100,56 @@ class PolicySearch:
             attrs = {ORIGIN: origin, POLICY: policy.key}
             self._study.enqueue_trial(space.to_params(policy, self.grid), user_attrs=attrs)
 
-    def ask(self) -> Proposal:
-        """The next policy: a queued one, else the sampler's."""
+    def ask(self, elsewhere: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
+        """The next policy: a queued one, else the sampler's; why there is none, where our sampler expects nothing of
+        any policy that is left. `elsewhere` are policies that other workers run."""
+        sampler, origin = self._study.sampler, "sampler"
         with self._stored():
+            if isinstance(sampler, RectangleSampler) and not self._study.get_trials(False, (TrialState.WAITING,)):
+                others = [space.to_rectangle(policy, self.grid) for policy in elsewhere]
+                proposed = sampler.propose(self._study, others)
+                if isinstance(proposed, str):
+                    return proposed
+                origin = str(proposed.phase)
             trial = self._study.ask(self._distributions)
             policy = space.to_policy(trial.params, self.dtype, self.grid)
-            origin = trial.user_attrs.get(ORIGIN, "sampler")
-            trial.set_user_attr(POLICY, policy.key)
+            origin = trial.user_attrs.get(ORIGIN, origin)
+            for name, value in ((POLICY, policy.key), (ORIGIN, origin)):
+                if name not in trial.user_attrs:
+                    trial.set_user_attr(name, value)
         return Proposal(policy, origin, trial)
 
     def tell(self, proposal: Proposal, score: Score) -> None:
         with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process closed it
+            proposal.trial.set_user_attr(MSE, list(score.mse))
             for name, violation in score.violations.items():
                 proposal.trial.set_constraint(name, violation)
             self._tell(proposal.trial, [score.relative, score.psnr_db])
 
     def tell_failed(self, proposal: Proposal) -> None:
-        """The evaluation gave no figures; the sampler learns nothing from it."""
+        """The evaluation gave no figures, or another worker makes it; the sampler learns nothing from it."""
         with self._stored():
             self._tell(proposal.trial, None)
 
-    def reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]]) -> int:
+    def reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]], alive: Container[str] = ()) -> int:
         """Bring Optuna in line with the evaluations by policy key (a score of None for a failed one).
 
         Trials left running by a killed process are closed: with the evaluation's figures if it had been
-        committed, else as failed, so that their policy can be asked for again. Evaluations that Optuna never
-        heard of are added. Returns the number of trials mended.
+        committed, else as failed, so that their policy can be asked for again; those of the policies that are
+        `alive` in other workers are left. Evaluations that Optuna never heard of are added. Returns the number of
+        trials mended.
         """
         with self._stored():
-            return self._reconcile(known)
+            return self._reconcile(known, alive)
 
-    def _reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]]) -> int:
+    def _reconcile(self, known: Mapping[str, tuple[SkipPolicy, str, Score | None]], alive: Container[str]) -> int:
         mended = 0
         told: set[str] = set()
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state is TrialState.RUNNING:
                 key = self._key_of(trial)
+                if key in alive:
+                    continue
                 score = known[key][2] if key in known else None
                 self._close(trial, score)
                 mended += 1
@@ -150,7 +170,7 @@ class PolicySearch:
                 values=[score.relative, score.psnr_db],
                 params=space.to_params(policy, self.grid),
                 distributions=dict(self._distributions),
-                user_attrs={ORIGIN: origin, POLICY: policy.key},
+                user_attrs={ORIGIN: origin, POLICY: policy.key, MSE: list(score.mse)},
                 constraints=dict(score.violations),
             )
         )
@@ -160,6 +180,7 @@ class PolicySearch:
         if score is None:
             self._tell(trial, None)
             return
+        trial.set_user_attr(MSE, list(score.mse))
         for name, violation in score.violations.items():
             if name not in frozen.constraints:
                 trial.set_constraint(name, violation)
@@ -195,9 +216,16 @@ def _open_study(storage: str, name: str) -> optuna.Study:
             )
         except Exception as error:
             if not left:
-                raise StoreError(f"Optuna cannot open its tables for study {name}: {type(error).__name__}") from error
+                raise StoreError(f"Optuna cannot open its tables for study {name}: {_cause(error)}") from error
             time.sleep(0.5)
     raise AssertionError("unreachable")
+
+
+def _cause(error: BaseException) -> str:
+    """What the database said: Optuna wraps it in an error that says nothing."""
+    while (inner := error.__cause__ or getattr(error, "orig", None)) is not None:
+        error = inner
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def open_storage(url: str) -> Any:

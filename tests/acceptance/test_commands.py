@@ -52,7 +52,7 @@ def test_every_question_has_a_table_and_a_json_answer(fa_tune: FaTune, replay: R
 
     shown = fa_tune("show", "s", "--json").succeeded().document
     assert [e["number"] for e in shown["evaluations"]] == list(range(9))
-    assert {e["origin"] for e in shown["evaluations"]} >= {"baseline", "anchor", "try", "preset"}
+    assert {e["origin"] for e in shown["evaluations"]} >= {"baseline", "anchor", "try"}
     listed = fa_tune("show", "s").succeeded().out
     assert '"0,1"' in listed
 

@@ -189,7 +189,10 @@ def test_a_study_stopped_before_its_first_policy_can_be_corrected(
         patch.setattr(LiveProgress, "stop_requested", lambda _: True)
         replay("--try", "0,1/2").refused(130)
     synthetic_landscape(4, 3, prompts=1, seed=5).write("other.json")
-    run = ("run", "--engine", "replay", "--model", "other.json", "--study", "s", "--trials", "8", "--min-psnr", "20")
+    run = (
+        "run", "--engine", "replay", "--model", "other.json", "--study", "s", "--trials", "8", "--min-psnr", "20",
+        "--sampler", "tpe",
+    )  # fmt: skip
     corrected = fa_tune(*run, "--json").succeeded().document
     assert corrected["evaluated"] == 8
     shown = fa_tune("show", "s", "--json").document["evaluations"]
@@ -231,7 +234,7 @@ def test_another_workload_under_the_same_name(fa_tune: FaTune, replay: Run, land
     replay(trials=4).succeeded()
     before = fa_tune("show", "s", "--json").document
     replay("--min-psnr", "33").refused(4, "requirement", "30", "33", "--study")
-    replay("--sampler", "random", "--sampler-seed", "5").refused(4, "sampler", "tpe", "random", "sampler seed")
+    replay("--sampler", "random", "--sampler-seed", "5").refused(4, "sampler", "rectangle", "random", "sampler seed")
     replay("--dtype", "mxfp8", "--device-profile", str(mxfp8_profile())).refused(4, "dtype", "mxfp8")
     synthetic_landscape(4, 3, prompts=1, seed=5).write("other.json")
     other = fa_tune("run", "--engine", "replay", "--model", "other.json", "--study", "s")

@@ -13,7 +13,7 @@ from fa_tuner.search.space import names
 from fa_tuner.search.study import PolicySearch, Score, open_storage
 from tests.support.quick_disk import quick_folder
 
-SAMPLERS = ["tpe", "nsga2", "random", "brute-force"]
+SAMPLERS = ["rectangle", "tpe", "nsga2", "random", "brute-force"]
 GRID = Grid(4, (0, 2, 3, 7))
 WIDE = Grid(6, (0, 2, 3, 7, 9))
 MEMORY = "sqlite:///:memory:"
@@ -42,14 +42,17 @@ def score(policy: SkipPolicy, grid: Grid = GRID) -> Score:
         if not policy.is_native
     )  # fmt: skip
     psnr_db = 100.0 if policy.is_native else 45 - hurt
-    return Score(1 - 0.1 * policy.share(grid), psnr_db, {"psnr_db>=30": 30 - psnr_db})
+    mse = 255.0**2 / 10 ** (psnr_db / 10)
+    return Score(1 - 0.1 * policy.share(grid), psnr_db, {"psnr_db>=30": 30 - psnr_db}, (mse, mse / 2))
 
 
 def walk(search: PolicySearch, count: int) -> list[str]:
-    """The keys of `count` proposals, each answered."""
-    keys = []
+    """The keys of `count` proposals, each answered; fewer where the sampler expects nothing more."""
+    keys: list[str] = []
     for _ in range(count):
         proposal = search.ask()
+        if isinstance(proposal, str):
+            break
         assert proposal.policy == proposal.policy.on(search.grid)
         keys.append(proposal.policy.key)
         search.tell(proposal, score(proposal.policy, search.grid))
@@ -60,7 +63,9 @@ def test_the_same_seed_proposes_the_same(sampler: str) -> None:
     assert walk(searching(sampler), 13) == walk(searching(sampler), 13)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS[1:])
 def test_another_seed_proposes_something_else(sampler: str) -> None:
+    """Our own draws only candidates beside those that its model names, which may be the better ones."""
     assert walk(searching(sampler, seed=3), 5) != walk(searching(sampler, seed=4), 5)
 
 
@@ -85,7 +90,8 @@ def test_a_resumed_search_does_not_begin_with_the_same_numbers(sampler: str, fol
     before = walk(searching(sampler, storage=storage, grid=WIDE), 6)
     after = walk(searching(sampler, storage=storage, grid=WIDE), 6)
     assert len(set(before) & set(after)) <= 1  # of 1,954 policies, by chance
-    assert len(optuna.load_study(study_name="s", storage=open_storage(storage)).get_trials()) == 12
+    trials = optuna.load_study(study_name="s", storage=open_storage(storage)).get_trials()
+    assert len(trials) == len(before) + len(after)
 
 
 def test_resuming_is_reproducible_too(sampler: str, folder: Path) -> None:
@@ -98,12 +104,13 @@ def test_resuming_is_reproducible_too(sampler: str, folder: Path) -> None:
 
 def test_queued_policies_come_first(sampler: str) -> None:
     search = searching(sampler)
-    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("/", "0,1/", "3/0", "/2,3,7")]
+    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("1,2/3,7", "0,2/2", "1/0,7", "0,3/3")]
     walk(search, 3)
     for policy in queued:
         search.enqueue(policy, "try")
     assert walk(search, 4) == [policy.key for policy in queued]
-    assert search.ask().origin == "sampler"
+    asked = search.ask()
+    assert asked.origin == "sampler" or sampler == "rectangle" and asked.origin in ("preset", "predicted", "probe", "exchange")
 
 
 def test_a_failed_policy_does_not_stop_it(sampler: str) -> None:
@@ -124,6 +131,13 @@ def test_it_learns_of_what_was_added_without_asking(sampler: str) -> None:
 def test_every_policy_can_be_proposed(sampler: str) -> None:
     """No corner of a small grid is out of reach, the native policy included."""
     grid = Grid(2, (5,))
-    assert set(walk(searching(sampler, grid=grid), 24 if sampler != "brute-force" else 8)) >= {
-        "fp8:/", "fp8:0/", "fp8:1/"
-    }  # fmt: skip
+    everything = {"fp8:/", "fp8:0/", "fp8:1/"}
+    if sampler == "rectangle":  # which never asks for one twice
+        search = searching(sampler, grid=grid)
+        for _ in range(3):
+            proposal = search.ask()
+            everything.remove(proposal.policy.key)
+            search.tell(proposal, score(proposal.policy, grid))
+        assert not everything and search.ask() == "front verified"
+        return
+    assert set(walk(searching(sampler, grid=grid), 24 if sampler != "brute-force" else 8)) >= everything

@@ -50,7 +50,7 @@ def assert_nothing_is_called_measured(document: Any) -> None:
 
 def test_a_study(installed: Installed, tuned: Result) -> None:
     found = tuned.document
-    assert (found["state"], found["reason"], found["evaluated"]) == ("finished", "target reached", TRIALS)
+    assert (found["state"], found["reason"], found["evaluated"]) == ("finished", "budget", TRIALS)
     assert found["environment"]["engine"] == "vllm-omni" and found["environment"]["pipeline"] == "Wan22Pipeline"
     assert found["environment"]["versions"]["vllm-omni"] == "0.30.0"
     assert found["noise_floor_db"] == 100, "two native runs are equal, bit by bit"
@@ -58,7 +58,7 @@ def test_a_study(installed: Installed, tuned: Result) -> None:
     rows = shown["evaluations"]
     assert [row["number"] for row in rows] == list(range(TRIALS + 1)) and not any(row["failed"] for row in rows)
     assert len({(row["policy"]["skip_steps"], row["policy"]["skip_layers"]) for row in rows[1:]}) == TRIALS
-    assert {row["origin"] for row in rows} == {"baseline", "anchor", "try", "preset", "sampler"}
+    assert {row["origin"] for row in rows} >= {"baseline", "anchor", "try", "predicted"}
     for row in rows:
         share, calls = row["policy"]["share_quantized"], 2 * 2 * 6 * 8  # prompts, guidance branches, steps, layers
         runs = 2 if row["policy"]["native"] else 1

@@ -15,14 +15,14 @@ SMALL = Grid(3, (0, 1))
 LARGE = Grid(40, tuple(range(40)))
 
 
-@pytest.mark.parametrize("name", ["tpe", "nsga2", "random", "brute-force"])
+@pytest.mark.parametrize("name", ["rectangle", "tpe", "nsga2", "random", "brute-force"])
 def test_by_name(name: str) -> None:
     assert isinstance(make_sampler(name, SMALL, 0), BaseSampler)
 
 
 @pytest.mark.parametrize("name", ["", "TPE", "cmaes", "brute_force"])
 def test_an_unknown_name(name: str) -> None:
-    with pytest.raises(UsageError, match="choose one of tpe, nsga2, random, brute-force"):
+    with pytest.raises(UsageError, match="choose one of rectangle, tpe, nsga2, random, brute-force"):
         make_sampler(name, SMALL, 0)
 
 

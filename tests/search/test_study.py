@@ -18,7 +18,7 @@ from tests.support.quick_disk import quick_folder
 
 GRID = Grid(3, (0, 1, 4))
 MET = Score(0.95, 41.5, {"psnr_db>=30": -11.5, "mae<=3": -1.0})
-MISSED = Score(0.90, 22.0, {"psnr_db>=30": 8.0, "mae<=3": 2.5})
+MISSED = Score(0.90, 22.0, {"psnr_db>=30": 8.0, "mae<=3": 2.5}, (410.0, 12.5))
 Known = dict[str, tuple[SkipPolicy, str, Score | None]]
 
 
@@ -206,7 +206,7 @@ def test_evaluations_that_optuna_never_heard_of_are_added(url: str) -> None:
     assert native.values == [1.0, 100.0] and set(native.params.values()) == {True}
     assert missed.values == [0.90, 22.0] and missed.params == space.to_params(policy("0/4"), GRID)
     assert dict(missed.constraints) == dict(MISSED.violations)
-    assert missed.user_attrs == {"origin": "preset", "policy": "fp8:0/4"}
+    assert missed.user_attrs == {"origin": "preset", "policy": "fp8:0/4", "mse": [410.0, 12.5]}
 
 
 def test_told_trials_are_left_alone(url: str) -> None:

@@ -1,0 +1,100 @@
+"""Rectangles worth a thought: of the predicted front, and exchanges around the measured one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fa_tuner.search.space import Flags, Numbers
+
+Phase = Literal["preset", "predicted", "probe", "exchange"]
+Rectangle = tuple[Flags, Flags]  # quantized steps [T], quantized layers [N]
+Rectangles = tuple[Flags, Flags]  # [n, T], [n, N]
+
+MOST_COUNTS = 10  # of steps, and of layers, on one chain
+EXCHANGED = 3  # of the worst quantized and of the best native indices
+
+
+def schedules(steps: int, layers: int) -> Rectangles:
+    """First, last, or first and last steps native, up to half of each: what people use by hand."""
+    ends = [
+        (head, steps - tail)
+        for depth in sorted({1, 2, steps // 4, steps // 2})
+        for head, tail in ((depth, 0), (0, depth), (depth, depth))
+        if 0 < head + tail < steps
+    ]
+    index = np.arange(steps)
+    u = np.array([(index >= first) & (index < end) for first, end in ends], dtype=np.bool_).reshape(-1, steps)
+    return u, np.ones((len(u), layers), dtype=np.bool_)
+
+
+def chains(cells: Numbers, costs: Numbers) -> Rectangles:
+    """The best rectangle of k steps and j layers for each (k, j), by what each of the `cells` [T, N] adds to the error.
+
+    For equal `costs` of layers and a rank-one matrix this is exact; else steps are chosen first and layers given these,
+    and the other way round. A layer that costs more to keep native is kept later.
+    """
+    steps_first = _least(cells.sum(1))
+    layers_given = [(u, _least(cells[u].sum(0) / costs)) for u in steps_first]
+    layers_first = _least(cells.sum(0) / costs)
+    steps_given = [(_least(cells[:, v].sum(1)), v) for v in layers_first]
+    return (
+        np.concatenate([np.repeat(u[None], len(v), 0) for u, v in layers_given] + [u for u, _ in steps_given]),
+        np.concatenate([v for _, v in layers_given] + [np.repeat(v[None], len(u), 0) for u, v in steps_given]),
+    )
+
+
+def exchanges(rectangle: Rectangle, cells: Numbers) -> Rectangles:
+    """One step or layer less, one more, or one for another: the worst that are quantized, the best that are not."""
+    u, v = rectangle
+    steps, layers = _exchanged(u, cells[:, v].sum(1)), _exchanged(v, cells[u].sum(0))
+    return (
+        np.concatenate([steps, np.repeat(u[None], len(layers), 0)]),
+        np.concatenate([np.repeat(v[None], len(steps), 0), layers]),
+    )
+
+
+def unseen(proposed: Iterable[tuple[Phase, Rectangles]], seen: Collection[bytes]) -> tuple[list[Phase], Flags, Flags]:
+    """Each rectangle once, those in `seen` (see `keys`) left out, with the first phase that proposed it."""
+    parts = list(proposed)
+    u, v = (np.concatenate([rectangles[side] for _, rectangles in parts]) for side in (0, 1))
+    named = np.repeat(np.arange(len(parts)), [len(rectangles[0]) for _, rectangles in parts])
+    _, first = np.unique(_packed(u, v), return_index=True)
+    filled = np.asarray(u.any(axis=1) & v.any(axis=1))
+    first = np.sort(first[filled[first]])
+    kept = [index for index, name in zip(first.tolist(), keys(u[first], v[first]), strict=True) if name not in seen]
+    return [parts[part][0] for part in named[kept].tolist()], u[kept], v[kept]
+
+
+def keys(steps: Flags, layers: Flags) -> list[bytes]:
+    """One name for each of the rectangles."""
+    return [row.tobytes() for row in _packed(steps, layers)]
+
+
+def _packed(u: Flags, v: Flags) -> npt.NDArray[np.void]:
+    bits = np.ascontiguousarray(np.packbits(np.concatenate([u, v], axis=1), axis=1))
+    return bits.view(np.dtype((np.void, bits.shape[1])))[:, 0]
+
+
+def _exchanged(flags: Flags, weights: Numbers) -> Flags:
+    """Of one row, the changed ones [n, size]."""
+    on, off = np.flatnonzero(flags), np.flatnonzero(~flags)
+    worst = on[np.argsort(-weights[on], kind="stable")][:EXCHANGED]
+    best = off[np.argsort(weights[off], kind="stable")][:EXCHANGED]
+    flips = [[i] for i in (*best, *worst)] + [[i, j] for i in worst for j in best]
+    changed = np.repeat(flags[None], len(flips), 0)
+    for row, indices in zip(changed, flips, strict=True):
+        row[indices] ^= True
+    return changed
+
+
+def _least(weights: Numbers) -> Flags:
+    """The least of the weights: 1 of them, 2, and so on to all, thinned out where they are many. [counts, size]"""
+    size = len(weights)
+    counts = sorted({round(x) for x in np.linspace(1, size, min(size, MOST_COUNTS)).tolist()})
+    rank = np.empty(size, dtype=np.intp)
+    rank[np.argsort(weights, kind="stable")] = np.arange(size)
+    return np.asarray(rank < np.array(counts)[:, None])

@@ -1,0 +1,178 @@
+"""What quantizing a rectangle of (step, layer) cells does to one prompt: a Bayesian model, near rank one.
+
+With w the weights of the cells, a and b the sums of its rows and columns, Q the quantized steps, R the layers:
+
+    ln MSE(Q, R) = c + ln sum_{t in Q, n in R} w_tn + (g - 1) ln a(Q) + (h - 1) ln b(R) + r(Q, R),
+    w_tn = w0_tn exp(alpha_t + beta_n)
+
+alpha and beta are the sensitivities of steps and layers, normal about 0; w0 is 1, or what shadow probes say of the
+cells; g and h, about 1, say how errors of steps and of layers add up. The residual r is a Gaussian process with the
+covariance of independent cells (interactions, by the delta method) and of alike rectangles (cliffs, correlations). All
+is fitted at once by Gauss-Newton to whatever rectangles were measured, so no policy is spent on a sensitivity alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+
+from fa_tuner.search.space import Flags, Numbers
+
+ROUNDS = 5  # of Gauss-Newton; a warm start needs one or two
+SETTLED = 0.03  # of the logarithm of a sensitivity
+PRIOR_WEIGHT = 3.0  # indices' worth of belief in the prior spread of sensitivities
+
+
+@dataclass(frozen=True)
+class Spreads:
+    """Standard deviations, all of natural logarithms of the squared error (1 dB is 0.23): the `level` about that of
+    the first policy measured, `steps` and `layers` of alpha and beta, `adding` of g and h, `interactions` of single
+    cells, `likeness` of rectangles, `luck` of one measurement: rounding decides a fraction of a dB."""
+
+    level: float = 3.0
+    steps: float = 1.0
+    layers: float = 1.0
+    adding: float = 0.2
+    interactions: float = 0.4
+    likeness: float = 0.25
+    luck: float = 0.08
+
+
+class ErrorModel:
+    """One prompt's. Rectangles are flags of quantized steps [n, T] and of quantized layers [n, N]."""
+
+    def __init__(self, steps: int, layers: int, prior: Numbers | None = None, spreads: Spreads | None = None) -> None:
+        """`prior` [T, N] are cell weights above 0 up to a common factor."""
+        self._shape = (steps, layers)
+        self._prior = np.ones(self._shape) if prior is None else prior / prior.mean()
+        self._spreads = spreads or Spreads()
+        self._parameters = np.zeros(steps + layers + 3)
+        self._sigma = (self._spreads.steps, self._spreads.layers)
+        self._fitted = False
+
+    def fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
+        """Fit to n measured rectangles; a second fit begins where the first one ended. `log_mse` is [n]."""
+        u, v = steps.astype(np.float64), layers.astype(np.float64)
+        spread, (count, width) = self._spreads, self._shape
+        variances = np.concatenate([
+            [spread.level**2], np.full(count, self._sigma[0] ** 2), np.full(width, self._sigma[1] ** 2),
+            [spread.adding**2] * 2,
+        ])  # fmt: skip
+        mean = np.zeros_like(variances)
+        mean[0] = log_mse[0]
+        if not self._fitted:
+            self._parameters = mean.copy()
+        for _ in range(ROUNDS):
+            slopes, alike, factor = self._linearized(u, v, variances)
+            rest = log_mse - self._expected(u, v) - slopes @ (mean - self._parameters)
+            target = mean + variances * (slopes.T @ cho_solve(factor, rest))
+            change = np.clip(target - self._parameters, -1.0, 1.0)
+            self._parameters = self._parameters + change
+            if np.abs(change).max() < SETTLED:
+                break
+        slopes, alike, factor = self._linearized(u, v, variances)
+        # the data's surprise beyond the parameters, and what is left open of these
+        self._offset = mean - self._parameters
+        rest = log_mse - self._expected(u, v) - slopes @ self._offset
+        self._weights = cho_solve(factor, rest)
+        explained = solve_triangular(factor[0], slopes, lower=True) * variances
+        self._variances, self._slopes, self._alike, self._factor = variances, slopes, alike, factor
+        self._open = np.maximum(variances - (explained**2).sum(0), 1e-9)
+        self._sigma = tuple(
+            self._learned(prior, part)
+            for prior, part in ((spread.steps, slice(1, 1 + count)), (spread.layers, slice(1 + count, -2)))
+        )  # type: ignore[assignment]
+        self._fitted = True
+
+    def predict(self, steps: Flags, layers: Flags) -> tuple[Numbers, Numbers]:
+        """Mean and standard deviation [n] of ln MSE."""
+        mean, slopes, alike, cross = self._predict(steps, layers)
+        explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        own = (alike[0] ** 2).sum(1) * (alike[1] ** 2).sum(1) * self._spreads.interactions**2
+        before = slopes**2 @ self._variances + own + self._spreads.likeness**2
+        return mean, np.sqrt(np.maximum(before - (explained**2).sum(0), 1e-6))
+
+    def mean(self, steps: Flags, layers: Flags) -> Numbers:
+        """Of ln MSE [n], without the deviation, which takes most of the time."""
+        return self._predict(steps, layers)[0]
+
+    def _predict(self, steps: Flags, layers: Flags) -> tuple[Numbers, Numbers, Sequence[Numbers], Numbers]:
+        u, v = steps.astype(np.float64), layers.astype(np.float64)
+        slopes, alike = self._slope(u, v), self._features(u, v)
+        cross = (slopes * self._variances) @ self._slopes.T + self._residual(alike, self._alike)
+        return self._expected(u, v) + slopes @ self._offset + cross @ self._weights, slopes, alike, cross
+
+    def cells(self, draw: np.random.Generator | None = None) -> Numbers:
+        """What each cell adds to the MSE, [T, N]: the mean, or with `draw` one the sensitivities of which are drawn
+        from what the measurements leave open."""
+        parameters = self._parameters
+        if draw is not None:
+            parameters = parameters + np.sqrt(self._open) * draw.standard_normal(len(parameters))
+        own = self._spreads.interactions**2 * (self._alike[0] * self._weights[:, None]).T @ self._alike[1]
+        return np.asarray(np.exp(parameters[0] + own) * self._cells(parameters))
+
+    @property
+    def sensitivities(self) -> tuple[Numbers, Numbers]:
+        """Share of the squared error, rank one, of each step [T] and of each layer [N]."""
+        cells = self.cells()
+        return cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
+
+    def _learned(self, prior: float, part: slice) -> float:
+        """How much sensitivities spread, from what is known of them by now (one step of expectation and maximisation,
+        `PRIOR_WEIGHT` indices for the prior)."""
+        seen = float((self._parameters[part] ** 2 + self._open[part]).sum())
+        return float(
+            np.sqrt((PRIOR_WEIGHT * prior**2 + seen) / (PRIOR_WEIGHT + part.indices(len(self._open))[1] - part.start))
+        )
+
+    def _cells(self, parameters: Numbers) -> Numbers:
+        count = self._shape[0]
+        return self._prior * np.exp(parameters[1 : 1 + count, None] + parameters[None, 1 + count : -2])
+
+    def _sums(self, u: Numbers, v: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+        """By rectangle: what its steps add to each layer, its layers to each step, its total, and the logarithms of
+        its steps' and of its layers' shares of everything."""
+        cells = self._cells(self._parameters)
+        by_layer, by_step = u @ cells, v @ cells.T
+        share = np.log(u @ cells.sum(1) / cells.sum()), np.log(v @ cells.sum(0) / cells.sum())
+        return by_layer, by_step, (by_layer * v).sum(1), *share
+
+    def _expected(self, u: Numbers, v: Numbers) -> Numbers:
+        _, _, total, of_steps, of_layers = self._sums(u, v)
+        size = self._shape[0] * self._shape[1]
+        level, (g, h) = self._parameters[0], self._parameters[-2:]
+        return np.asarray(level + np.log(total / size) + g * of_steps + h * of_layers)
+
+    def _slope(self, u: Numbers, v: Numbers) -> Numbers:
+        """Derivatives [n, 1 + T + N + 2]; those through the small exponents of the shares are left out."""
+        by_layer, by_step, total, of_steps, of_layers = self._sums(u, v)
+        return np.column_stack([
+            np.ones(len(u)), u * by_step / total[:, None], v * by_layer / total[:, None], of_steps, of_layers
+        ])  # fmt: skip
+
+    def _linearized(
+        self, u: Numbers, v: Numbers, variances: Numbers
+    ) -> tuple[Numbers, Sequence[Numbers], tuple[Numbers, bool]]:
+        slopes, alike = self._slope(u, v), self._features(u, v)
+        covariance = (slopes * variances) @ slopes.T + self._residual(alike, alike)
+        covariance[np.diag_indices_from(covariance)] += self._spreads.luck**2
+        return slopes, alike, cho_factor(covariance, lower=True, check_finite=False)
+
+    def _features(self, u: Numbers, v: Numbers) -> Sequence[Numbers]:
+        """Rectangles as vectors, whose products say how much error two of them share."""
+        cells = self._cells(self._parameters)
+        steps, layers = cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
+        of_steps, of_layers = (u @ steps)[:, None], (v @ layers)[:, None]
+        # in single precision, which the residual's covariance has no use beyond, and which is twice as fast
+        return tuple(part.astype(np.float32) for part in (
+            u * steps / of_steps, v * layers / of_layers,
+            u * np.sqrt(steps / of_steps), v * np.sqrt(layers / of_layers),
+        ))  # fmt: skip
+
+    def _residual(self, one: Sequence[Numbers], other: Sequence[Numbers]) -> Numbers:
+        cells = (one[0] @ other[0].T) * (one[1] @ other[1].T)
+        likeness = (one[2] @ other[2].T) * (one[3] @ other[3].T)
+        return np.asarray(self._spreads.interactions**2 * cells + self._spreads.likeness**2 * likeness**2)
