@@ -147,9 +147,16 @@ def differences(stored: StudySpec, asked: StudySpec) -> list[str]:
         *((f"environment {name}", a, b) for name, a, b in differing(stored.environment, asked.environment)),
         *(
             (name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name)))
-            for name in ("dtype", "requirement", "sampler", "sampler_seed", "latency_source", "latency_profile")
+            for name in ("dtype", "sampler", "sampler_seed", "latency_source")
         ),
     ]
+    return [f"{name} (stored: {_short(a)}, asked: {_short(b)})" for name, a, b in pairs if a != b]
+
+
+def new_terms(stored: StudySpec, asked: StudySpec) -> list[str]:
+    """What is asked otherwise of the same policies, written as the `differences`: it takes no new generation."""
+    names = ("requirement", "latency_profile")
+    pairs = [(name.replace("_", " "), str(getattr(stored, name)), str(getattr(asked, name))) for name in names]
     return [f"{name} (stored: {_short(a)}, asked: {_short(b)})" for name, a, b in pairs if a != b]
 
 

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -24,12 +23,13 @@ from fa_tuner.domain.measurement import Measurement
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
-from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
-from fa_tuner.planning import TuneRequest, differences, opened, profile_for, queue, target_of
+from fa_tuner.evaluate.evaluator import NATIVE, Evaluator, shadow_answers
+from fa_tuner.planning import TuneRequest, differences, new_terms, opened, profile_for, queue, target_of
 from fa_tuner.recommend.choice import candidates, check_floor, pareto_front, ranked, unsettled
 
 if TYPE_CHECKING:
-    from fa_tuner.engines.base import Description, Engine, Frames
+    from fa_tuner.engines.base import Description, Engine, Frames, Shadow
+    from fa_tuner.search.space import Numbers
     from fa_tuner.search.study import PolicySearch, Proposal, Score
     from fa_tuner.store.artifacts import Artifacts
     from fa_tuner.store.repository import Store
@@ -122,11 +122,13 @@ class _Run:
         )
         self.evaluations: dict[str, Evaluation] = {}
         self.worker = Worker.of_this_process()
+        self.begun = False
 
     def to_the_end(self) -> Study:
         from fa_tuner.store.claims import Heartbeat
 
         self._open_study()
+        self.begun = True
         with Heartbeat(self.store, self.worker):
             try:
                 self.observer.opened(self.description, self.target)
@@ -142,6 +144,8 @@ class _Run:
         return self.store.study(self.spec.name)
 
     def stop_if_stored(self, state: Any, reason: str) -> None:
+        if not self.begun:  # refused before anything of it was changed
+            return
         try:
             self.store.set_state(self.spec.name, state, reason)
         except NotFoundError:
@@ -155,13 +159,15 @@ class _Run:
             self.store.create_study(self.spec, self.target)
             return
         if found := differences(stored.spec, self.spec):
-            if self.store.count(name) <= 1:  # nothing but a baseline: what was refused may be corrected
-                self._correct(stored.spec)
-                return
-            raise ConflictError(
-                f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
-                "it, or another --study name"
-            )
+            if self.store.count(name) > 1:
+                raise ConflictError(
+                    f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
+                    "it, or another --study name"
+                )
+            self._replace(name)  # nothing but a baseline: what was refused may be corrected
+            return
+        if terms := new_terms(stored.spec, self.spec):
+            self._ask_anew(stored, terms)
         self._resume(name)
 
     def _resume(self, name: str) -> None:
@@ -169,18 +175,35 @@ class _Run:
         self.store.set_state(name, "running")
         self.evaluations = {e.policy.key: e for e in self.store.evaluations(name)}
 
-    def _correct(self, stored: StudySpec) -> None:
-        """Give the study its new terms. A baseline outlives another requirement; what was queued does not."""
+    def _replace(self, name: str) -> None:
         from fa_tuner.search.study import delete
 
-        delete(self.search_storage, [stored.name])
-        if not differences(replace(stored, requirement=self.spec.requirement), self.spec):
-            self.store.set_requirement(stored.name, self.spec.requirement)
-            self._resume(stored.name)
-            return
-        self.artifacts.delete(stored.name)
-        self.store.delete_study(stored.name)
+        delete(self.search_storage, [name])
+        self.artifacts.delete(name)
+        self.store.delete_study(name)
         self.store.create_study(self.spec, self.target)
+
+    def _ask_anew(self, stored: Study, terms: list[str]) -> None:
+        """Judge what is stored by new terms. Optuna's trials carry the old ones, so they are written again.
+
+        Raises:
+            ConflictError: another worker runs the study by the old terms.
+            ThresholdError: the new threshold is above the noise floor.
+        """
+        from fa_tuner.search.study import delete
+
+        name, told = stored.spec.name, "; ".join(terms)
+        if self.store.claimed(name):
+            raise ConflictError(f"another worker runs study {name} with another {told}; wait until it is done")
+        if stored.baseline is not None:
+            check_floor(self.spec.requirement, stored.baseline)
+        delete(self.search_storage, [name])
+        self.store.set_requirement(name, self.spec.requirement)
+        if stored.spec.latency_profile != self.spec.latency_profile and self.profile is not None:
+            project = partial(self.profile.project, grid=self.grid, workload=self.spec.workload)
+            measured = [e.policy for e in self.store.evaluations(name) if not e.failed]
+            self.store.set_latencies(name, self.profile.name, {policy.key: project(policy) for policy in measured})
+        self.observer.note(f"asked anew: {told}; nothing stored is generated again")
 
     def _baseline(self) -> None:
         """Run, or take over, the native baseline; refuse a threshold above its noise floor."""
@@ -196,7 +219,10 @@ class _Run:
                 self.evaluator.adopt_baseline(taken)
             native = self.store.evaluation(donor, NATIVE.key)
         else:
-            measurement, baseline = self._patiently("the baseline", self.evaluator.run_baseline)
+            shadows = self._shadows()
+            if shadows:
+                self.observer.note(f"{len(shadows)} shadow probes beside the baseline of each prompt")
+            measurement, baseline = self._patiently("the baseline", partial(self.evaluator.run_baseline, shadows))
             native = Evaluation(NATIVE, "baseline", 0, measurement)
         if donor != name or taken is None:
             self._keep_frames(NATIVE, self.evaluator.reference_frames())
@@ -206,6 +232,23 @@ class _Run:
             self.store.set_baseline(name, baseline)
         check_floor(self.spec.requirement, baseline)  # after all is kept: a lower threshold goes on from here
         self.observer.baseline(baseline, reused=taken is not None)
+
+    def _shadows(self) -> tuple[Shadow, ...]:
+        """What to ask beside the baseline: only our sampler makes use of it."""
+        from fa_tuner.search.shadows import worth_asking
+
+        asks = self.description.shadows and self.spec.sampler == "rectangle"
+        return worth_asking(self.grid, self.spec.dtype) if asks else ()
+
+    def _priors(self) -> list[Numbers] | None:
+        """The cells' weights by prompt, as the shadows beside the baseline have them."""
+        from fa_tuner.search.shadows import cell_weights
+
+        native = self.evaluations[NATIVE.key].measurement
+        answers = shadow_answers(native) if native is not None else []
+        weights = [cell_weights(answer, self.grid, self.spec.dtype) for answer in answers]
+        known = [w for w in weights if w is not None]
+        return known if known and len(known) == len(weights) else None
 
     def _timed_otherwise(self, donor: str) -> bool:
         """Whether its native latency is of another kind; a front is drawn in one kind only."""
@@ -227,7 +270,7 @@ class _Run:
         resumes = self.description.resumes and self.profile is not None
         search = PolicySearch(
             self.search_storage, self.spec.name, self.spec.dtype, self.grid, self.spec.sampler, self.spec.sampler_seed,
-            Goal.of(self.spec.requirement), resumes,
+            Goal.of(self.spec.requirement), resumes, self._priors(),
         )  # fmt: skip
         mended = self._reconcile(search)
         if mended > 1:

@@ -73,9 +73,21 @@ def _heading(study: Study, evaluations: list[Evaluation]) -> str:
             f"operator {spec.environment['operator']}",
             f"latency    {_source(study)}; relative to native",
             f"asked for  {spec.requirement}; noise floor: {floor}",
-            f"measured   {measured} quantized policies" + (f", {failed} failed" if failed else ""),
+            f"measured   {measured} quantized policies"
+            + (f", {failed} failed" if failed else "")
+            + _cost(study, evaluations),
         )
     )
+
+
+def _cost(study: Study, evaluations: list[Evaluation]) -> str:
+    known = [e.measurement for e in evaluations if e.measurement is not None]
+    if not known:
+        return ""
+    steps = study.spec.grid.steps
+    baseline = sum(m.generations(steps) for m in known if m.policy.is_native)
+    rest = sum(m.generations(steps) for m in known if not m.policy.is_native)
+    return f"; cost {baseline + rest:.1f} generations of every prompt, {baseline:.1f} of them the baseline's"
 
 
 def _source(study: Study) -> str:

@@ -210,5 +210,13 @@ class Measurement:
     peak_memory_mb: float | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    def generations(self, steps: int) -> float:
+        """What it cost in generation equivalents: one is a generation of every searched case, resumed runs and shadow
+        probes count by the transformer steps that they ran, timing repeats and held-out cases not at all. The native
+        policy is generated twice."""
+        if self.policy.is_native:
+            return 2.0 + len(self.detail.get("shadows", ())) / steps
+        return 1.0 - float(self.detail.get("steps_reused", 0)) / (steps * len(self.cases))
+
     def psnr_db(self, how: Aggregate = "worst") -> float:
         return aggregate(self.cases, "psnr_db", how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from fa_tuner.domain.measurement import CaseQuality, Coverage, Latency, Measurem
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline
 from fa_tuner.domain.workload import Case, Workload
-from fa_tuner.engines.base import Engine, Generation, Prefix
+from fa_tuner.engines.base import Engine, Generation, Prefix, Shadow
 from fa_tuner.evaluate import coverage
 from fa_tuner.evaluate.profile import DeviceProfile
 from fa_tuner.evaluate.timing import Pair, conclude
@@ -49,24 +49,30 @@ class Evaluator:
         self._note = note
         self._resuming: bool | None = None  # whether resumed runs were found equal to full ones; None before the first
 
-    def run_baseline(self) -> tuple[Measurement, Baseline]:
+    def run_baseline(self, shadows: Sequence[Shadow] = ()) -> tuple[Measurement, Baseline]:
         """Generate every searched case natively, twice; the second against the first is the noise floor. Where latency
-        is measured the pairs are repeated, and their ratio is what the timing noise makes of no difference at all."""
+        is measured the pairs are repeated, and their ratio is what the timing noise makes of no difference at all.
+
+        `shadows` are asked for beside the first; the answers to them stand in the measurement's detail, see
+        `shadow_answers`."""
         started = time.perf_counter()
         self.warm_up()
         seen: list[CaseQuality] = []
         coverages: list[Coverage] = []
         rounds: list[list[Pair]] = []
+        answers: list[Mapping[Shadow, float]] = []
         for repeat in range(self._rounds):
             row = []
             for case in self._workload.cases:
-                first, proof = self._generate(NATIVE, case, "keep" if self._profile else "none")
+                asked = () if repeat else shadows
+                first, proof = self._generate(NATIVE, case, "keep" if self._profile else "none", asked)
                 second, other = self._generate(NATIVE, case)
                 coverages += [proof, other]
                 row.append(_pair(first, second))
                 if repeat == 0:
                     self._reference[case] = first.frames
                     seen.append(self._compare(case, second))
+                    answers.append(first.shadows)
             rounds.append(row)
         if self._profile:
             latency = self._profile.project(NATIVE, self._description.grid, self._workload)
@@ -78,7 +84,15 @@ class Evaluator:
             native_seconds=median(sum(p.native for p in row) for row in rounds),
             native_end_to_end_seconds=median(sum(p.native_end_to_end for p in row) for row in rounds),
         )
-        return self._measurement(NATIVE, latency, seen, coverages, started), baseline
+        given = [shadow for shadow in shadows if all(shadow in answer for answer in answers)]
+        detail = {
+            "shadows": [
+                [shadow.dtype, shadow.step, list(shadow.layers), [answer[shadow] for answer in answers]]
+                for shadow in given
+            ]
+        }  # fmt: skip
+        measurement = self._measurement(NATIVE, latency, seen, coverages, started)
+        return (replace(measurement, detail=detail) if given else measurement), baseline
 
     def adopt_baseline(self, frames: Sequence[Frames]) -> None:
         """Take the kept frames of an earlier baseline of this workload and environment, in the order of the cases."""
@@ -157,9 +171,11 @@ class Evaluator:
             seen.append(self._compare(case, self._generate(policy, case, "reuse")[0]))
         return tuple(seen)
 
-    def _generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> tuple[Generation, Coverage]:
+    def _generate(
+        self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Sequence[Shadow] = ()
+    ) -> tuple[Generation, Coverage]:
         """One run, native or not, never without its proof."""
-        generation = self._engine.generate(policy, case, "none" if self._resuming is False else prefix)
+        generation = self._engine.generate(policy, case, "none" if self._resuming is False else prefix, shadows)
         # a record has no frames that could differ
         if generation.reused_steps and self._resuming is None and generation.recorded is None:
             generation = self._check_resuming(policy, case, generation)
@@ -195,6 +211,15 @@ class Evaluator:
         self, policy: SkipPolicy, latency: Latency, seen: list[CaseQuality], proofs: list[Coverage], started: float
     ) -> Measurement:
         return Measurement(policy, latency, tuple(seen), coverage.total(proofs), seconds=time.perf_counter() - started)
+
+
+def shadow_answers(baseline: Measurement) -> list[dict[Shadow, float]]:
+    """By searched case, what the shadows beside the baseline gave; all empty where none were asked for."""
+    asked = baseline.detail.get("shadows", ())
+    return [
+        {Shadow(step, tuple(layers), dtype): values[index] for dtype, step, layers, values in asked}
+        for index in range(len(baseline.cases))
+    ]
 
 
 def _there(case: Case, frames: Frames | None) -> Frames:

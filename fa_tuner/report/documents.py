@@ -96,6 +96,8 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     wanted = study.spec.requirement
     order = ranked(candidates(evaluations), wanted)
     document = study_document(study, sum(not e.policy.is_native for e in evaluations))
+    known = [e.measurement for e in evaluations if e.measurement is not None]
+    document["generation_equivalents"] = sum(m.generations(study.spec.grid.steps) for m in known)
     document["front"] = [
         {**evaluation_document(c.evaluation, study), "feasible": wanted.met_by(c.measurement.cases)}
         for c in front_of(study, evaluations)

@@ -5,10 +5,11 @@ With w the weights of the cells, a and b the sums of its rows and columns, Q the
     ln MSE(Q, R) = c + ln sum_{t in Q, n in R} w_tn + (g - 1) ln a(Q) + (h - 1) ln b(R) + r(Q, R),
     w_tn = w0_tn exp(alpha_t + beta_n)
 
-alpha and beta are the sensitivities of steps and layers, normal about 0; w0 is 1, or what shadow probes say of the
-cells; g and h, about 1, say how errors of steps and of layers add up. The residual r is a Gaussian process with the
-covariance of independent cells (interactions, by the delta method) and of alike rectangles (cliffs, correlations). All
-is fitted at once by Gauss-Newton to whatever rectangles were measured, so no policy is spent on a sensitivity alone.
+alpha and beta are the sensitivities of steps and layers, normal about a straight line of unknown slope over the index
+(early errors grow, or fade; deep layers hurt more, or less); w0 is 1, or what shadow probes say of the cells; g and h,
+about 1, say how errors of steps and of layers add up. The residual r is a Gaussian process with the covariance of
+independent cells (interactions, by the delta method) and of alike rectangles (cliffs, correlations). All is fitted at
+once by Gauss-Newton to whatever rectangles were measured, so no policy is spent on a sensitivity alone.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
-from fa_tuner.search.space import Flags, Numbers
+from fa_tuner.search.space import Flags, Indices, Numbers
 
 ROUNDS = 5  # of Gauss-Newton; a warm start needs one or two
+TRENDS = 2  # parameters: the slope over the steps, and over the layers
 SETTLED = 0.03  # of the logarithm of a sensitivity
 PRIOR_WEIGHT = 3.0  # indices' worth of belief in the prior spread of sensitivities
 
@@ -29,16 +31,29 @@ PRIOR_WEIGHT = 3.0  # indices' worth of belief in the prior spread of sensitivit
 @dataclass(frozen=True)
 class Spreads:
     """Standard deviations, all of natural logarithms of the squared error (1 dB is 0.23): the `level` about that of
-    the first policy measured, `steps` and `layers` of alpha and beta, `adding` of g and h, `interactions` of single
+    the first policy measured, `steps` and `layers` of alpha and beta about their lines, `trend` of these lines from the
+    middle to either end, `adding` of g and h, `interactions` of single
     cells, `likeness` of rectangles, `luck` of one measurement: rounding decides a fraction of a dB."""
 
     level: float = 3.0
     steps: float = 1.0
     layers: float = 1.0
+    trend: float = 0.7
     adding: float = 0.2
     interactions: float = 0.4
     likeness: float = 0.25
     luck: float = 0.08
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Of ln MSE of n rectangles: `mean` and `deviation` [n], and what the model needs to relate them to each other."""
+
+    mean: Numbers
+    deviation: Numbers
+    slopes: Numbers
+    alike: Sequence[Numbers]
+    explained: Numbers
 
 
 class ErrorModel:
@@ -49,7 +64,11 @@ class ErrorModel:
         self._shape = (steps, layers)
         self._prior = np.ones(self._shape) if prior is None else prior / prior.mean()
         self._spreads = spreads or Spreads()
-        self._parameters = np.zeros(steps + layers + 3)
+        self._lines = (
+            np.linspace(-1, 1, steps) if steps > 1 else np.zeros(1),
+            np.linspace(-1, 1, layers) if layers > 1 else np.zeros(1),
+        )
+        self._parameters = np.zeros(1 + steps + layers + TRENDS + 2)
         self._sigma = (self._spreads.steps, self._spreads.layers)
         self._fitted = False
 
@@ -59,7 +78,7 @@ class ErrorModel:
         spread, (count, width) = self._spreads, self._shape
         variances = np.concatenate([
             [spread.level**2], np.full(count, self._sigma[0] ** 2), np.full(width, self._sigma[1] ** 2),
-            [spread.adding**2] * 2,
+            [spread.trend**2] * TRENDS, [spread.adding**2] * 2,
         ])  # fmt: skip
         mean = np.zeros_like(variances)
         mean[0] = log_mse[0]
@@ -82,22 +101,35 @@ class ErrorModel:
         self._variances, self._slopes, self._alike, self._factor = variances, slopes, alike, factor
         self._open = np.maximum(variances - (explained**2).sum(0), 1e-9)
         self._sigma = tuple(
-            self._learned(prior, part)
-            for prior, part in ((spread.steps, slice(1, 1 + count)), (spread.layers, slice(1 + count, -2)))
+            self._spread_of(prior, part)
+            for prior, part in (
+                (spread.steps, slice(1, 1 + count)),
+                (spread.layers, slice(1 + count, 1 + count + width)),
+            )
         )  # type: ignore[assignment]
         self._fitted = True
 
-    def predict(self, steps: Flags, layers: Flags) -> tuple[Numbers, Numbers]:
-        """Mean and standard deviation [n] of ln MSE."""
+    def predict(self, steps: Flags, layers: Flags) -> Belief:
+        """What is believed of n rectangles."""
         mean, slopes, alike, cross = self._predict(steps, layers)
         explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
         own = (alike[0] ** 2).sum(1) * (alike[1] ** 2).sum(1) * self._spreads.interactions**2
         before = slopes**2 @ self._variances + own + self._spreads.likeness**2
-        return mean, np.sqrt(np.maximum(before - (explained**2).sum(0), 1e-6))
+        deviation = np.sqrt(np.maximum(before - (explained**2).sum(0), 1e-6))
+        return Belief(mean, deviation, slopes, alike, explained)
 
     def mean(self, steps: Flags, layers: Flags) -> Numbers:
         """Of ln MSE [n], without the deviation, which takes most of the time."""
         return self._predict(steps, layers)[0]
+
+    def learned(self, belief: Belief, about: Indices) -> Numbers:
+        """By how much measuring each of n rectangles would narrow the deviation of those `about` [m]: [n, m]."""
+        prior = (belief.slopes * self._variances) @ belief.slopes[about].T
+        alike = self._residual(belief.alike, [part[about] for part in belief.alike])
+        covariance = prior + alike - belief.explained.T @ belief.explained[:, about]
+        told = covariance**2 / (belief.deviation**2 + self._spreads.luck**2)[:, None]
+        deviation = belief.deviation[about]
+        return np.asarray(deviation - np.sqrt(np.maximum(deviation**2 - told, 0)))
 
     def _predict(self, steps: Flags, layers: Flags) -> tuple[Numbers, Numbers, Sequence[Numbers], Numbers]:
         u, v = steps.astype(np.float64), layers.astype(np.float64)
@@ -112,7 +144,7 @@ class ErrorModel:
         if draw is not None:
             parameters = parameters + np.sqrt(self._open) * draw.standard_normal(len(parameters))
         own = self._spreads.interactions**2 * (self._alike[0] * self._weights[:, None]).T @ self._alike[1]
-        return np.asarray(np.exp(parameters[0] + own) * self._cells(parameters))
+        return np.asarray(np.exp(parameters[0] + own) * self._cells(parameters) / own.size)
 
     @property
     def sensitivities(self) -> tuple[Numbers, Numbers]:
@@ -120,7 +152,7 @@ class ErrorModel:
         cells = self.cells()
         return cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
 
-    def _learned(self, prior: float, part: slice) -> float:
+    def _spread_of(self, prior: float, part: slice) -> float:
         """How much sensitivities spread, from what is known of them by now (one step of expectation and maximisation,
         `PRIOR_WEIGHT` indices for the prior)."""
         seen = float((self._parameters[part] ** 2 + self._open[part]).sum())
@@ -130,7 +162,9 @@ class ErrorModel:
 
     def _cells(self, parameters: Numbers) -> Numbers:
         count = self._shape[0]
-        return self._prior * np.exp(parameters[1 : 1 + count, None] + parameters[None, 1 + count : -2])
+        by_step = parameters[1 : 1 + count] + parameters[-4] * self._lines[0]
+        by_layer = parameters[1 + count : -4] + parameters[-3] * self._lines[1]
+        return np.asarray(self._prior * np.exp(by_step[:, None] + by_layer))
 
     def _sums(self, u: Numbers, v: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
         """By rectangle: what its steps add to each layer, its layers to each step, its total, and the logarithms of
@@ -147,10 +181,12 @@ class ErrorModel:
         return np.asarray(level + np.log(total / size) + g * of_steps + h * of_layers)
 
     def _slope(self, u: Numbers, v: Numbers) -> Numbers:
-        """Derivatives [n, 1 + T + N + 2]; those through the small exponents of the shares are left out."""
+        """Derivatives [n, 1 + T + N + 4]; those through the small exponents of the shares are left out."""
         by_layer, by_step, total, of_steps, of_layers = self._sums(u, v)
+        of_alpha, of_beta = u * by_step / total[:, None], v * by_layer / total[:, None]
+        trends = of_alpha @ self._lines[0], of_beta @ self._lines[1]
         return np.column_stack([
-            np.ones(len(u)), u * by_step / total[:, None], v * by_layer / total[:, None], of_steps, of_layers
+            np.ones(len(u)), of_alpha, of_beta, *trends, of_steps, of_layers
         ])  # fmt: skip
 
     def _linearized(

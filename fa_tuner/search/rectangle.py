@@ -16,15 +16,19 @@ from fa_tuner.domain.policy import Grid
 from fa_tuner.search import candidates, space
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
 from fa_tuner.search.candidates import Phase, Rectangle, Rectangles
-from fa_tuner.search.error_model import ErrorModel
+from fa_tuner.search.error_model import Belief, ErrorModel, Spreads
 from fa_tuner.search.space import Flags, Indices, Numbers
 
 MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
 LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
 MOST_FITTED = 200  # measurements the models are fitted to: those nearest the front
 MOST_RATED = 600  # candidates that the models are asked about
+FITS = 2  # the second with the spreads that the first one learned
 ASSUMED_SPREAD = 0.5
+SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
 CERTAIN = 1e-6
+LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
+PROMISING = 40
 DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
 NOTHING_LEFT = 2e-4  # of the box that the front is measured in
 LEAST_MEASURED = 6  # before the models are believed that nothing is left
@@ -141,7 +145,7 @@ class RectangleSampler(BaseSampler):
         seen = set(candidates.keys(steps, layers))
         if pending:
             waiting = _stacked(pending)
-            believed = np.array([model.predict(*waiting)[0] for model in self._models])
+            believed = np.array([model.mean(*waiting) for model in self._models])
             share = np.concatenate([share, self._share(*waiting)])
             quality = np.concatenate([quality, aggregated(believed, goal.how)])
             seen.update(candidates.keys(*waiting))
@@ -151,23 +155,27 @@ class RectangleSampler(BaseSampler):
         if not phases:
             return "front verified"
         kept = self._promising(u, v, yardstick)
-        gains = self._gains(u[kept], v[kept], yardstick)
+        beliefs = [model.predict(u[kept], v[kept]) for model in self._models]
+        gains = _gains(beliefs, self._share(u[kept], v[kept]), yardstick)
         if gains.max() < NOTHING_LEFT and len(kept) < len(phases):  # before giving up, all of them
             kept = np.arange(len(phases))
-            gains = self._gains(u, v, yardstick)
+            beliefs = [model.predict(u, v) for model in self._models]
+            gains = _gains(beliefs, self._share(u, v), yardstick)
         if gains.max() < NOTHING_LEFT and len(steps) >= LEAST_MEASURED:
             mean = np.array([model.mean(u, v) for model in self._models])
             predicted = yardstick.gains(self._share(u, v), mean, np.full_like(mean, CERTAIN))
             return "front verified" if predicted.max() < CERTAIN else "nothing left to gain"
-        best = int(np.argmax(gains / np.sqrt(self._generations(u[kept], v[kept], steps, layers))))
+        value = gains + LEARNING * self._lessons(beliefs, gains)
+        best = int(np.argmax(value / np.sqrt(self._generations(u[kept], v[kept], steps, layers))))
         chosen = kept[best]
         return Proposed((u[chosen], v[chosen]), phases[chosen], float(gains[best]))
 
-    def _gains(self, u: Flags, v: Flags, yardstick: Yardstick) -> Numbers:
-        beliefs = [model.predict(u, v) for model in self._models]
-        return yardstick.gains(
-            self._share(u, v), np.array([mean for mean, _ in beliefs]), np.array([spread for _, spread in beliefs])
-        )
+    def _lessons(self, beliefs: Sequence[Belief], gains: Numbers) -> Numbers:
+        """What measuring each candidate would teach of the most promising ones, in the measure of their gains."""
+        promising = np.argsort(-gains)[:PROMISING]
+        weights = gains[promising] / max(gains[promising].sum(), CERTAIN)
+        told = [model.learned(belief, promising) @ weights for model, belief in zip(self._models, beliefs, strict=True)]
+        return np.asarray(gains.max() * np.sum(told, axis=0))
 
     def sensitivities(self, study: optuna.Study) -> list[tuple[Numbers, Numbers]]:
         """By prompt, the share of the squared error of each step [T] and of each layer [N]; empty before anything was
@@ -205,11 +213,16 @@ class RectangleSampler(BaseSampler):
         return quantized[: self._grid.steps], quantized[self._grid.steps :]
 
     def _fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
-        if len(self._models) != len(log_mse):
-            priors: Sequence[Numbers | None] = self._priors or [None] * len(log_mse)
-            self._models = [ErrorModel(self._grid.steps, len(self._grid.layers), prior) for prior in priors]
+        """Anew each time: what a model was before would not be there in a resumed study."""
+        size, priors = (self._grid.steps, len(self._grid.layers)), self._priors
+        self._models = (
+            [ErrorModel(*size) for _ in log_mse]
+            if priors is None
+            else [ErrorModel(*size, prior, SHADOWED) for prior in priors]
+        )
         for model, row in zip(self._models, log_mse, strict=True):
-            model.fit(steps, layers, row)
+            for _ in range(FITS):
+                model.fit(steps, layers, row)
 
     def _listed(
         self, steps: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
@@ -253,6 +266,10 @@ class RectangleSampler(BaseSampler):
                 differs = np.column_stack([steps[others] != u[index], np.ones(len(others), dtype=np.bool_)])
                 shared[index] = max(shared[index], int(np.argmax(differs, axis=1).max()))
         return np.asarray((count - np.minimum(shared, count - 1)) / count)
+
+
+def _gains(beliefs: Sequence[Belief], share: Numbers, yardstick: Yardstick) -> Numbers:
+    return yardstick.gains(share, np.array([b.mean for b in beliefs]), np.array([b.deviation for b in beliefs]))
 
 
 def _stacked(rectangles: Sequence[Rectangle]) -> Rectangles:

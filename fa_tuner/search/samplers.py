@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler, BruteForceSampler, NSGAIISampler, Rando
 from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.policy import Grid
 from fa_tuner.search.acquisition import Goal
+from fa_tuner.search.space import Numbers
 
 BRUTE_FORCE_LIMIT = 14  # parameters: 2^14 policies
 
@@ -48,10 +49,16 @@ def check_sampler(name: str, grid: Grid) -> None:
 
 
 def make_sampler(
-    name: str, grid: Grid, seed: int, drawn: int = 0, goal: Goal | None = None, resumes: bool = False
+    name: str,
+    grid: Grid,
+    seed: int,
+    drawn: int = 0,
+    goal: Goal | None = None,
+    resumes: bool = False,
+    priors: Sequence[Numbers] | None = None,
 ) -> BaseSampler:
     """`drawn` is the number of trials that a resumed study has: Optuna's samplers must not draw their first numbers
-    again. `goal` and `resumes` (see `RectangleSampler`) are for our own.
+    again. `goal`, `resumes` and `priors` (see `RectangleSampler`) are for our own.
 
     Raises:
         UsageError: see `check_sampler`.
@@ -60,7 +67,7 @@ def make_sampler(
     if name == "rectangle":
         from fa_tuner.search.rectangle import RectangleSampler
 
-        return RectangleSampler(grid, seed, goal, resumes=resumes)
+        return RectangleSampler(grid, seed, goal, resumes=resumes, priors=priors)
     with warnings.catch_warnings():
         # multivariate TPE is marked experimental; without it TPE ignores how steps and layers interact
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

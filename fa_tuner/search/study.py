@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from fa_tuner.search import space
 from fa_tuner.search.acquisition import Goal
 from fa_tuner.search.rectangle import MSE, RectangleSampler, Settled
 from fa_tuner.search.samplers import make_sampler
+from fa_tuner.search.space import Numbers
 
 ORIGIN = "origin"
 POLICY = "policy"
@@ -57,7 +58,7 @@ class PolicySearch:
 
     def __init__(
         self, storage: str, name: str, dtype: str, grid: Grid, sampler: str, seed: int,
-        goal: Goal | None = None, resumes: bool = False,
+        goal: Goal | None = None, resumes: bool = False, priors: Sequence[Numbers] | None = None,
     ) -> None:  # fmt: skip
         """
         Raises:
@@ -70,7 +71,7 @@ class PolicySearch:
         }
         self._study = _open_study(storage, name)
         drawn = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(sampler, grid, seed, drawn, goal, resumes)
+        self._study.sampler = make_sampler(sampler, grid, seed, drawn, goal, resumes, priors)
         with warnings.catch_warnings():
             # marked experimental; it only gives optuna-dashboard its axis names
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

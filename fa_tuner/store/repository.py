@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -245,6 +245,19 @@ class Store:
         with self._database.writing() as connection:
             key = self._measured(connection, name, policy_key)
             connection.execute(evaluations.update().where(evaluations.c.id == key).values(values))
+
+    def set_latencies(self, name: str, profile: str, latencies: Mapping[str, Latency]) -> None:
+        """Give the study's policies, by key, the latencies that another device profile projects, all or none.
+
+        Raises:
+            NotFoundError: there is no such study, or no measurement of one of these policies in it.
+        """
+        with self._database.writing() as connection:
+            self._touch(connection, name, {"latency_profile": profile})
+            for policy_key, latency in latencies.items():
+                key = self._measured(connection, name, policy_key)
+                update = evaluations.update().where(evaluations.c.id == key)
+                connection.execute(update.values(rows.latency_values(latency)))
 
     # --- claims ---------------------------------------------------------------------------------------------------
 

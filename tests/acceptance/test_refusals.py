@@ -22,7 +22,7 @@ from fa_tuner.engines.landscape import Landscape, Table
 from fa_tuner.engines.replay import ReplayEngine
 from fa_tuner.engines.synthetic import synthetic_landscape
 from tests.support.command import FaTune, Result, strict_json
-from tests.support.tables import every_policy, tabulated
+from tests.support.tables import every_policy, noisy_landscape, tabulated
 
 Run = Callable[..., Result]
 PASSWORD = "hunter2secret"
@@ -151,21 +151,6 @@ def test_bad_export(fa_tune: FaTune, replay: Run, format_: str) -> None:
 # --- 2: thresholds above the noise floor --------------------------------------------------------------------------
 
 
-def noisy_landscape(path: Path, floor_db: float) -> Path:
-    """Two native runs of it differ by `floor_db`."""
-    formula = synthetic_landscape(3, 2, prompts=2, seed=3, psnr_db={"fp8": 30.0})
-    landscape = tabulated(formula, every_policy(formula.grid))
-    table = landscape.record
-    assert isinstance(table, Table)
-    native = table.policies.index(SkipPolicy())
-    values, identical = table.values.copy(), table.identical.copy()
-    values[METRICS.index("psnr_db"), :, native] = floor_db
-    identical[:, native] = False
-    record = Table(table.policies, table.cases, values, identical, table.relative)
-    replace(landscape, record=record, noise_floor_db=floor_db).write(path)
-    return path
-
-
 def test_a_threshold_above_the_noise_floor_is_refused_and_can_be_corrected(fa_tune: FaTune, tmp_path: Path) -> None:
     model = noisy_landscape(tmp_path / "noisy.json", 34.0)
     run = ("run", "--engine", "replay", "--model", model, "--study", "s", "--trials", "5")
@@ -233,7 +218,6 @@ def test_a_prompts_file_that_cannot_be_read(fa_tune: FaTune) -> None:
 def test_another_workload_under_the_same_name(fa_tune: FaTune, replay: Run, landscape: Path) -> None:
     replay(trials=4).succeeded()
     before = fa_tune("show", "s", "--json").document
-    replay("--min-psnr", "33").refused(4, "requirement", "30", "33", "--study")
     replay("--sampler", "random", "--sampler-seed", "5").refused(4, "sampler", "rectangle", "random", "sampler seed")
     replay("--dtype", "mxfp8", "--device-profile", str(mxfp8_profile())).refused(4, "dtype", "mxfp8")
     synthetic_landscape(4, 3, prompts=1, seed=5).write("other.json")
@@ -276,7 +260,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, *policies: int) -> None:
     seen: list[str] = []
     original = ReplayEngine.generate
 
-    def generate(self: ReplayEngine, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
+    def generate(
+        self: ReplayEngine, policy: SkipPolicy, case: Case, prefix: str = "none", shadows: Any = ()
+    ) -> Generation:
         if not policy.is_native and policy.key not in seen:
             seen.append(policy.key)
         if not policy.is_native and seen.index(policy.key) + 1 in policies:
@@ -351,7 +337,7 @@ class LyingEngine(ReplayEngine):
         assert isinstance(opened, cls)
         return opened
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none", shadows: Any = ()) -> Generation:
         honest = super().generate(policy, case)
         native = Counter({(step, layer, NATIVE): count for (step, layer, _), count in honest.calls.items()})
         return replace(honest, calls=native)
@@ -360,7 +346,7 @@ class LyingEngine(ReplayEngine):
 class DeafEngine(LyingEngine):
     """Quantizes, but not where it was told to: all of it."""
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none", shadows: Any = ()) -> Generation:
         everywhere = SkipPolicy() if policy.is_native else SkipPolicy(policy.dtype)
         return ReplayEngine.generate(self, everywhere, case)
 

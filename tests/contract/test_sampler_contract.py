@@ -110,7 +110,9 @@ def test_queued_policies_come_first(sampler: str) -> None:
         search.enqueue(policy, "try")
     assert walk(search, 4) == [policy.key for policy in queued]
     asked = search.ask()
-    assert asked.origin == "sampler" or sampler == "rectangle" and asked.origin in ("preset", "predicted", "probe", "exchange")
+    assert asked.origin == "sampler" or (
+        sampler == "rectangle" and asked.origin in ("preset", "predicted", "probe", "exchange")
+    )
 
 
 def test_a_failed_policy_does_not_stop_it(sampler: str) -> None:

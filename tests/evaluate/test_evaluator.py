@@ -51,7 +51,7 @@ class FakeEngine(Engine):
     def describe(self) -> Description:
         return Description("fake", GRID, 1, ("fp8",), self.latency, "real", "a card", "WanPipeline")
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none") -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: str = "none", shadows: Any = ()) -> Generation:
         number = len(self.ran)
         self.ran.append((policy.key, case))
         cells = Counter({

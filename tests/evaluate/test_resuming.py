@@ -48,7 +48,7 @@ class ResumingEngine(Engine):
     def describe(self) -> Description:
         return Description("fake", GRID, 1, ("fp8",), "measured", "real", "a card", "WanPipeline", resumes=True)
 
-    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none") -> Generation:
+    def generate(self, policy: SkipPolicy, case: Case, prefix: Prefix = "none", shadows: Any = ()) -> Generation:
         self.asked.append((policy.key, case, prefix))
         rows = tuple(NATIVE if policy.is_native or step in policy.skip_steps else policy.key for step in range(3))
         start = max((n for n in range(3) if prefix == "reuse" and (case, rows[:n]) in self.kept), default=0)

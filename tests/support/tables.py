@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, combinations
+from pathlib import Path
 
-from fa_tuner.domain.measurement import Coverage, Latency, Measurement
+from fa_tuner.domain.measurement import METRICS, Coverage, Latency, Measurement
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Workload
 from fa_tuner.engines.base import Description
-from fa_tuner.engines.landscape import Landscape
+from fa_tuner.engines.landscape import Landscape, Table
+from fa_tuner.engines.synthetic import synthetic_landscape
 
 
 def every_policy(grid: Grid, dtype: str = "fp8") -> Iterator[SkipPolicy]:
@@ -49,3 +52,18 @@ def _measured(formula: Landscape, workload: Workload, policy: SkipPolicy, timed:
 def _subsets(indices: Iterable[int]) -> Iterator[tuple[int, ...]]:
     pool = tuple(indices)
     return chain.from_iterable(combinations(pool, count) for count in range(len(pool) + 1))
+
+
+def noisy_landscape(path: Path, floor_db: float) -> Path:
+    """Two native runs of it differ by `floor_db`."""
+    formula = synthetic_landscape(3, 2, prompts=2, seed=3, psnr_db={"fp8": 30.0})
+    landscape = tabulated(formula, every_policy(formula.grid))
+    table = landscape.record
+    assert isinstance(table, Table)
+    native = table.policies.index(SkipPolicy())
+    values, identical = table.values.copy(), table.identical.copy()
+    values[METRICS.index("psnr_db"), :, native] = floor_db
+    identical[:, native] = False
+    record = Table(table.policies, table.cases, values, identical, table.relative)
+    replace(landscape, record=record, noise_floor_db=floor_db).write(path)
+    return path

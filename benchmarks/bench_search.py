@@ -1,0 +1,451 @@
+"""How fast searches find the front: `python benchmarks/bench_search.py [--quick] [--only NAME] [--plot FILE]`.
+
+Every method measures policies through engine `replay`, so that all pay alike: a generation equivalent (GE) is one
+generation of every prompt, a resumed run costs the steps that it ran, a shadow probe one transformer forward. All begin
+with everything quantized. Hypervolume is over the share of cells quantized and worst-prompt PSNR clipped to
+[P, P + 25 dB], P that of everything quantized, as a share of the exhaustive front's; where there is none, of the best
+known: all policies that any method or the annealing here ever measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread only waits
+
+import numpy as np
+import optuna
+from rich.console import Console
+from rich.table import Table
+
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.selector import SkipSelector
+from fa_tuner.engines.landscape import Landscape
+from fa_tuner.engines.replay import LatencyNoise, ReplayEngine
+from fa_tuner.engines.synthetic import synthetic_landscape
+from fa_tuner.evaluate.evaluator import NATIVE
+from fa_tuner.search import shadows, space
+from fa_tuner.search.acquisition import SPAN_DB, Goal
+from fa_tuner.search.rectangle import MSE, RectangleSampler
+from fa_tuner.search.samplers import make_sampler
+
+ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "studies" / "landscapes"
+STOP_GE = 300.0  # where Optuna's samplers give up
+ENOUGH = 0.95  # of the hypervolume, for "GE to 0.95"
+HEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the 25 dB box: five thresholds a landscape
+ANNEALED = 5000  # evaluations, for the best known policy at a threshold
+
+Point = tuple[float, float]  # share of cells quantized, worst-prompt PSNR in dB
+
+
+class Spent(Exception):
+    """The budget is used up."""
+
+
+@dataclass
+class Oracle:
+    """Measures policies of one landscape and counts what that costs."""
+
+    landscape: Landscape
+    dtype: str
+    budget: float
+    cost: float = 0.0
+    log: list[tuple[float, float, float]] = field(default_factory=list)  # GE so far, share, PSNR
+
+    def __post_init__(self) -> None:
+        self.grid = self.landscape.grid
+        self.cases = self.landscape.workload.cases
+        self._engine = ReplayEngine(self.landscape, LatencyNoise(), "projected", "")
+        self._known: dict[str, tuple[float, ...]] = {}
+        for case in self.cases:
+            self._engine.generate(NATIVE, case, "keep")
+
+    def mse(self, policy: SkipPolicy) -> tuple[float, ...]:
+        """By prompt; a policy asked for again costs nothing.
+
+        Raises:
+            Spent: the budget is used up.
+        """
+        policy = policy.on(self.grid)
+        if policy.is_native:
+            return (0.0,) * len(self.cases)
+        if policy.key not in self._known:
+            if self.cost >= self.budget:
+                raise Spent
+            made = [self._engine.generate(policy, case, "reuse") for case in self.cases]
+            self.cost += 1 - sum(g.reused_steps for g in made) / (self.grid.steps * len(made))
+            answers = [g.recorded for g in made if g.recorded is not None]
+            self._known[policy.key] = tuple(a.metrics["mse"] for a in answers)
+            self.log.append((self.cost, policy.share(self.grid), min(a.metrics["psnr_db"] for a in answers)))
+        return self._known[policy.key]
+
+    def psnr(self, policy: SkipPolicy) -> float:
+        return min(100.0, 10 * float(np.log10(255.0**2 / max(1e-9, *self.mse(policy)))))
+
+    def policy(self, steps: Sequence[bool], layers: Sequence[bool]) -> SkipPolicy:
+        """By flags of what is quantized."""
+        skipped = (
+            [i for i, on in enumerate(steps) if not on],
+            [n for n, on in zip(self.grid.layers, layers, strict=True) if not on],
+        )
+        return SkipPolicy(self.dtype, SkipSelector.of(skipped[0]), SkipSelector.of(skipped[1])).on(self.grid)
+
+    def priors(self) -> list[space.Numbers]:
+        """Shadow probes beside the baseline, paid for."""
+        asked = shadows.worth_asking(self.grid, self.dtype)
+        self.cost += shadows.cost(asked, self.grid)
+        answers = [self._engine.generate(NATIVE, case, "keep", asked).shadows for case in self.cases]
+        weights = [shadows.cell_weights(answer, self.grid, self.dtype) for answer in answers]
+        return [w for w in weights if w is not None]
+
+
+Method = Callable[[Oracle, int, float | None], None]  # (oracle, seed, threshold in dB)
+
+
+def with_optuna(name: str) -> Method:
+    def search(oracle: Oracle, seed: int, threshold: float | None) -> None:
+        grid = oracle.grid
+        study = optuna.create_study(
+            directions=["minimize", "maximize"], sampler=make_sampler(name, grid, seed)
+        )  # fmt: skip
+        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
+        study.enqueue_trial(space.to_params(SkipPolicy(oracle.dtype), grid))
+        repeats = 0
+        while repeats < 200:  # it proposes nothing new any more
+            trial = study.ask(distributions)
+            policy, count = space.to_policy(trial.params, oracle.dtype, grid), len(oracle.log)
+            quality = 100.0 if policy.is_native else oracle.psnr(policy)
+            if threshold is not None:
+                trial.set_constraint("psnr", threshold - quality)
+            study.tell(trial, [1 - policy.share(grid), quality])
+            repeats = repeats + 1 if len(oracle.log) == count else 0
+
+    return search
+
+
+def rectangle(shadowed: bool, timings: list[float] | None = None) -> Method:
+    def search(oracle: Oracle, seed: int, threshold: float | None) -> None:
+        grid = oracle.grid
+        priors = oracle.priors() if shadowed else None
+        sampler = RectangleSampler(grid, seed, Goal("worst", threshold), resumes=True, priors=priors)
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
+        while True:
+            began = time.process_time()
+            proposed = sampler.propose(study)
+            if timings is not None:
+                timings.append(time.process_time() - began)
+            if isinstance(proposed, str):
+                return
+            steps, layers = proposed.rectangle
+            policy = oracle.policy(steps.tolist(), layers.tolist())
+            mse = oracle.mse(policy)
+            study.add_trial(optuna.trial.create_trial(
+                values=[1 - policy.share(grid), oracle.psnr(policy)], params=space.to_params(policy, grid),
+                distributions=distributions, user_attrs={MSE: list(mse)},
+            ))  # fmt: skip
+
+    return search
+
+
+def head_and_tail(oracle: Oracle, _seed: int, _threshold: float | None) -> None:
+    """As xDiT's hybrid schedules: the first and last steps native, ever more of them, layers never."""
+    steps, layers = oracle.grid.steps, [True] * len(oracle.grid.layers)
+    oracle.mse(SkipPolicy(oracle.dtype))
+    for depth in range(1, steps):
+        for head, tail in ((depth, 0), (0, depth), ((depth + 1) // 2, depth // 2)):
+            if head + tail < steps:
+                oracle.mse(oracle.policy([head <= t < steps - tail for t in range(steps)], layers))
+
+
+def ranked_layers(oracle: Oracle, _seed: int, threshold: float | None) -> None:
+    """As msModelSlim: rank the layers by quantizing each alone, then bisect how many of the worst stay native; for the
+    front at each of five thresholds."""
+    grid = oracle.grid
+    steps, width = [True] * grid.steps, len(grid.layers)
+    base = oracle.psnr(SkipPolicy(oracle.dtype))
+    alone = [oracle.psnr(oracle.policy(steps, [n == i for n in range(width)])) for i in range(width)]
+    worst = np.argsort(alone, kind="stable").tolist()
+    for wanted in [threshold] if threshold is not None else [base + SPAN_DB * height for height in HEIGHTS]:
+        low, high = 0, width - 1  # native layers
+        while low < high:
+            middle = (low + high) // 2
+            met = oracle.psnr(oracle.policy(steps, [n not in worst[:middle] for n in range(width)])) >= wanted
+            low, high = (low, middle) if met else (middle + 1, high)
+        oracle.psnr(oracle.policy(steps, [n not in worst[:low] for n in range(width)]))
+
+
+def leave_one_out(oracle: Oracle, _seed: int, threshold: float | None) -> None:
+    """Greedy: rank every step and layer by leaving it native alone, then keep ever more of the best native."""
+    grid = oracle.grid
+    count, width = grid.steps, len(grid.layers)
+    names = [("step", t) for t in range(count)] + [("layer", n) for n in range(width)]
+
+    def kept(native: Sequence[tuple[str, int]]) -> SkipPolicy:
+        chosen = set(native)
+        return oracle.policy(
+            [("step", t) not in chosen for t in range(count)], [("layer", n) not in chosen for n in range(width)]
+        )
+
+    oracle.mse(SkipPolicy(oracle.dtype))
+    gain = {name: oracle.psnr(kept([name])) * (count if name[0] == "step" else width) for name in names}
+    order = sorted(names, key=lambda name: -gain[name])
+    native: list[tuple[str, int]] = []
+    for name in order:
+        native.append(name)
+        if not kept(native).is_native:
+            oracle.mse(kept(native))
+
+
+METHODS: dict[str, Method] = {
+    "rectangle": rectangle(shadowed=False),
+    "TPE": with_optuna("tpe"),
+    "NSGA-II": with_optuna("nsga2"),
+    "random": with_optuna("random"),
+    "head and tail": head_and_tail,
+    "ranked layers": ranked_layers,
+    "leave one out": leave_one_out,
+}
+OPTUNAS = ("TPE", "NSGA-II", "random")
+SHADOWED = "rectangle + shadows"
+
+
+@dataclass
+class Scene:
+    """A landscape of one dtype; `best` are the points of its best known front."""
+
+    name: str
+    landscape: Landscape
+    dtype: str
+    recorded: bool
+    best: list[Point] = field(default_factory=list)
+    base: float = 0.0
+
+    @property
+    def size(self) -> int:
+        return self.landscape.grid.steps + len(self.landscape.grid.layers)
+
+    def run(self, method: Method, budget: float, seed: int, threshold: float | None = None) -> Oracle:
+        oracle = Oracle(self.landscape, self.dtype, budget)
+        with contextlib.suppress(Spent):
+            method(oracle, seed, threshold)
+        return oracle
+
+
+def hypervolume(points: Sequence[Point], base: float) -> float:
+    """Of share and PSNR clipped to the box, over (0, base), as a share of the box."""
+    area = best = 0.0
+    last = None
+    for share, quality in sorted(points, reverse=True):
+        if last is not None:
+            area += (last - share) * best
+        best, last = max(best, min(max(quality - base, 0.0), SPAN_DB)), share
+    return (area + (last or 0.0) * best) / SPAN_DB
+
+
+def exhaustive(scene: Scene) -> list[Point]:
+    oracle = Oracle(scene.landscape, scene.dtype, float("inf"))
+    flags = [list(itertools.product((False, True), repeat=n)) for n in (oracle.grid.steps, len(oracle.grid.layers))]
+    for steps, layers in itertools.product(*flags):
+        oracle.mse(oracle.policy(steps, layers))
+    return [(share, quality) for _, share, quality in oracle.log]
+
+
+def annealed(scene: Scene, threshold: float, seed: int = 0, evaluations: int = ANNEALED) -> list[Point]:
+    """Simulated annealing of the largest share at the threshold: the points it came through."""
+    oracle, draw = Oracle(scene.landscape, scene.dtype, float("inf")), random.Random(seed)
+    count, size = oracle.grid.steps, scene.size
+    state = [draw.random() < 0.5 for _ in range(size)]
+
+    def value(flags: list[bool]) -> float:
+        policy = oracle.policy(flags[:count], flags[count:])
+        if policy.is_native:
+            return 0.0
+        return policy.share(oracle.grid) - 0.05 * max(0.0, threshold - oracle.psnr(policy))
+
+    now = value(state)
+    for step in range(evaluations):
+        changed = state.copy()
+        for index in draw.sample(range(size), 1 if draw.random() < 0.5 else 2):
+            changed[index] = not changed[index]
+        new, heat = value(changed), 0.05 * (1 - step / evaluations) ** 2 + 1e-6
+        if new >= now or draw.random() < np.exp((new - now) / heat):
+            state, now = changed, new
+    return [(share, quality) for _, share, quality in oracle.log]
+
+
+def thresholds(scene: Scene) -> list[float]:
+    """Those of the five that some policy meets."""
+    best = max(quality for _, quality in scene.best)
+    return [t for t in (scene.base + SPAN_DB * height for height in HEIGHTS) if t <= best]
+
+
+def largest(points: Sequence[Point], threshold: float) -> float:
+    return max((share for share, quality in points if quality >= threshold), default=0.0)
+
+
+def scenes(quick: bool) -> Iterator[Scene]:
+    for path in sorted(RECORDED.glob("*.json.gz")):
+        landscape = Landscape.read(path)
+        for dtype in landscape.dtypes:
+            yield Scene(path.name.removesuffix(".json.gz"), landscape, dtype, True)
+    sizes = [(4, 30), (8, 30)] if quick else [(4, 30), (8, 30), (20, 40), (50, 60)]
+    for index, (steps, layers) in enumerate(sizes):
+        traits = {"interactions": (0.3, 0.5, 0.8)[index % 3], "cliffs": index % 3, "disagreement": 0.5}
+        made = synthetic_landscape(
+            steps, layers, 3, seed=index, psnr_db={"fp8": 33.0}, shadow_noise=0.2, growth=0.3, **traits
+        )  # type: ignore[arg-type]
+        yield Scene(f"synthetic {steps}x{layers}", made, "fp8", False)
+
+
+def at(oracle: Oracle, cost: float) -> list[Point]:
+    return [(share, quality) for spent, share, quality in oracle.log if spent <= cost + 1e-9]
+
+
+def reached(oracle: Oracle, scene: Scene, whole: float) -> float | None:
+    """GE to `ENOUGH` of the hypervolume; None where it never was."""
+    points: list[Point] = []
+    for spent, share, quality in oracle.log:
+        points.append((share, quality))
+        if hypervolume(points, scene.base) >= ENOUGH * whole:
+            return spent
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="three seeds, small landscapes, no thresholds")
+    parser.add_argument("--only", help="landscapes with this in their name")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--plot", type=Path, help="write hypervolume against GE as a picture")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    out = Console(width=170)
+    out.print(f"{platform.platform()}, Python {platform.python_version()}, Optuna {optuna.__version__}")
+    seeds = range(3 if options.quick else options.seeds)
+    curves: dict[str, dict[str, list[Oracle]]] = {}
+    wholes: dict[str, float] = {}
+    shown: dict[str, Scene] = {}
+    for scene in scenes(options.quick):
+        if options.only and options.only not in scene.name:
+            continue
+        began = time.monotonic()
+        runs = searched(scene, seeds)
+        scene.base = next(iter(runs.values()))[0].log[0][2]
+        if scene.recorded:
+            scene.best = exhaustive(scene)
+        else:
+            scene.best = [p for made in runs.values() for oracle in made for p in at(oracle, float("inf"))]
+            for height in HEIGHTS:
+                scene.best += annealed(scene, scene.base + SPAN_DB * height)
+        curves[scene.name], wholes[scene.name] = runs, hypervolume(scene.best, scene.base)
+        shown[scene.name] = scene
+        out.print(front_table(scene, runs, wholes[scene.name]))
+        if not options.quick:
+            out.print(threshold_table(scene, seeds))
+        out.print(f"[{time.monotonic() - began:.0f} s]", highlight=False, markup=False)
+        sys.stdout.flush()
+    if options.plot:
+        plot(options.plot, shown, curves, wholes)
+
+
+def searched(scene: Scene, seeds: Sequence[int]) -> dict[str, list[Oracle]]:
+    methods = {**METHODS, **({SHADOWED: rectangle(shadowed=True)} if scene.landscape.has_shadows else {})}
+    runs: dict[str, list[Oracle]] = {}
+    for name, method in methods.items():
+        budget = STOP_GE if name in OPTUNAS else 2.0 * scene.size
+        once = name in ("head and tail", "ranked layers", "leave one out")  # nothing random in them
+        runs[name] = [scene.run(method, budget, seed) for seed in (seeds[:1] if once else seeds)]
+    return runs
+
+
+def front_table(scene: Scene, runs: dict[str, list[Oracle]], whole: float) -> Table:
+    budget = 2.0 * scene.size
+    grid = scene.landscape.grid
+    early = 10 + 2 * len(grid.layers) / grid.steps
+    table = Table(
+        title=f"{scene.name} {scene.dtype}: {grid}; share of the {'exhaustive' if scene.recorded else 'best known'} "
+        f"hypervolume ({whole:.3f} of the box), median (worst) of {len(runs['rectangle'])} seeds", title_justify="left",
+    )  # fmt: skip
+    table.add_column("method")
+    marks = {f"{budget / 4:.1f} GE": budget / 4, f"{early:.1f}": early, f"{budget:.0f}": budget, "300": STOP_GE}
+    for name in (*marks, "GE to 0.95", "over ours"):
+        table.add_column(name, justify="right")
+    ours = median(reached(o, scene, whole) or STOP_GE for o in runs["rectangle"])
+    for name, made in runs.items():
+        cells = []
+        for cost in marks.values():
+            values = [hypervolume(at(oracle, cost), scene.base) / whole for oracle in made]
+            cells.append(f"{median(values):.3f} ({min(values):.3f})" if cost <= made[0].budget else "")
+        took = [reached(oracle, scene, whole) for oracle in made]
+        typical = median(t if t is not None else float("inf") for t in took)
+        ratio = (STOP_GE if typical == float("inf") else typical) / ours
+        never = typical == float("inf")
+        table.add_row(
+            name, *cells, "never" if never else f"{typical:.1f}",
+            (f"> {ratio:.1f}" if name in OPTUNAS else "") if never else f"{ratio:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def threshold_table(scene: Scene, seeds: Sequence[int]) -> Table:
+    budget = 2.0 * scene.size
+    table = Table(
+        title=f"{scene.name}: gain at a threshold over the best known, after {budget:.0f} GE", title_justify="left"
+    )
+    for name in ("threshold dB", "best share", "ours, median", "worst"):
+        table.add_column(name, justify="right")
+    for threshold in thresholds(scene):
+        values = []
+        for seed in seeds:
+            oracle = scene.run(METHODS["rectangle"], budget, seed, threshold)
+            values.append(largest(at(oracle, budget), threshold))
+        best = max(largest(scene.best, threshold), *values)
+        ratios = [value / best for value in values]
+        table.add_row(f"{threshold:.1f}", f"{best:.3f}", f"{median(ratios):.3f}", f"{min(ratios):.3f}")
+    return table
+
+
+def plot(
+    path: Path, shown: dict[str, Scene], curves: dict[str, dict[str, list[Oracle]]], wholes: dict[str, float]
+) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.6 * columns, 3.6 * rows), squeeze=False)
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis, (name, runs) in zip(axes.flat, curves.items(), strict=False):
+        scene, whole = shown[name], wholes[name]
+        costs = np.linspace(1, 3.0 * scene.size, 90)
+        for method, made in runs.items():
+            known = [c for c in costs if c <= made[0].budget]
+            shares = [median(hypervolume(at(o, c), scene.base) / whole for o in made) for c in known]
+            style = {"linewidth": 2.4} if method.startswith("rectangle") else {"linewidth": 1.2, "alpha": 0.8}
+            axis.plot(known, shares, label=method, **style)
+        axis.axvline(2.0 * scene.size, color="0.7", linestyle=":")
+        axis.set(title=name, xlabel="generation equivalents", ylabel="share of hypervolume", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend(fontsize=7, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
