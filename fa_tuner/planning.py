@@ -16,9 +16,10 @@ from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profile
 
 if TYPE_CHECKING:
-    from fa_tuner.engines.base import Description, Engine
+    from fa_tuner.engines.base import Description, Engine, Shadow
 
 POLICIES_AN_INDEX = 2  # with our sampler that many bring the front within a few percent (docs/benchmarks.md)
+SHADOWS = "shadow probes"
 MOST_POLICIES = 100_000  # what a run with a budget may measure at most; its budget ends it long before
 
 
@@ -48,14 +49,23 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, from the description alone (`--dry-run`)."""
+    """What a run would do, from the description alone (`--dry-run`). `equivalents` are generation equivalents by
+    phase: what is resumed from a kept prefix makes the policies cheaper than one each."""
 
     description: Description
     policies: int
     space: int
     generations_by_phase: Mapping[str, int]
+    equivalents: Mapping[str, float]
     tries: tuple[SkipPolicy, ...]
     seconds_a_generation: float
+    cases: int
+
+    @property
+    def seconds(self) -> float:
+        """At most, for all prompts; a shadow probe takes its share of a generation."""
+        shadows = self.equivalents.get(SHADOWS, 0.0) * self.cases
+        return (sum(self.generations_by_phase.values()) + shadows) * self.seconds_a_generation
 
 
 def plan(request: TuneRequest) -> Plan:
@@ -63,6 +73,7 @@ def plan(request: TuneRequest) -> Plan:
 
     Quantized calls are emulated on other devices than an NPU and take longer there than the native ones timed.
     """
+    from fa_tuner.search import shadows
     from fa_tuner.search.space import policy_count
 
     with opened(request) as engine:
@@ -78,6 +89,7 @@ def plan(request: TuneRequest) -> Plan:
         if request.budget_seconds is not None:
             policies = min(policies, int(request.budget_seconds / (per_policy * timed.end_to_end_seconds)) + 1)
         first = min(len(first_policies), policies)
+        asked = shadows_beside_baseline(request, description)
         return Plan(
             description,
             policies,
@@ -88,9 +100,23 @@ def plan(request: TuneRequest) -> Plan:
                 f"sampler {request.sampler}": (policies - first) * per_policy,
                 "held-out prompts, baseline and one finalist": 2 * holdout,
             },
+            {
+                "baseline": 2.0,
+                **({SHADOWS: shadows.cost(asked, description.grid)} if asked else {}),
+                "policies, at most": float(policies),
+            },
             tuple(policy for policy, origin in first_policies if origin == "try"),
             timed.end_to_end_seconds,
+            cases,
         )
+
+
+def shadows_beside_baseline(request: TuneRequest, description: Description) -> tuple[Shadow, ...]:
+    """The shadow probes to ask for: only our sampler makes use of them."""
+    from fa_tuner.search.shadows import worth_asking
+
+    asks = description.shadows and request.sampler == "rectangle"
+    return worth_asking(description.grid, request.dtype) if asks else ()
 
 
 @contextmanager

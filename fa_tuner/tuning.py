@@ -24,11 +24,20 @@ from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation, Origin, Study, StudySpec
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator, shadow_answers
-from fa_tuner.planning import TuneRequest, differences, new_terms, opened, profile_for, queue, target_of
+from fa_tuner.planning import (
+    TuneRequest,
+    differences,
+    new_terms,
+    opened,
+    profile_for,
+    queue,
+    shadows_beside_baseline,
+    target_of,
+)
 from fa_tuner.recommend.choice import candidates, check_floor, pareto_front, ranked, unsettled
 
 if TYPE_CHECKING:
-    from fa_tuner.engines.base import Description, Engine, Frames, Shadow
+    from fa_tuner.engines.base import Description, Engine, Frames
     from fa_tuner.search.space import Numbers
     from fa_tuner.search.study import PolicySearch, Proposal, Score
     from fa_tuner.store.artifacts import Artifacts
@@ -156,8 +165,11 @@ class _Run:
         try:
             stored = self.store.study(name)
         except NotFoundError:
-            self.store.create_study(self.spec, self.target)
-            return
+            try:
+                self.store.create_study(self.spec, self.target)
+                return
+            except ConflictError:  # another worker was first
+                stored = self.store.study(name)
         if found := differences(stored.spec, self.spec):
             if self.store.count(name) > 1:
                 raise ConflictError(
@@ -219,7 +231,7 @@ class _Run:
                 self.evaluator.adopt_baseline(taken)
             native = self.store.evaluation(donor, NATIVE.key)
         else:
-            shadows = self._shadows()
+            shadows = shadows_beside_baseline(self.request, self.description)
             if shadows:
                 self.observer.note(f"{len(shadows)} shadow probes beside the baseline of each prompt")
             measurement, baseline = self._patiently("the baseline", partial(self.evaluator.run_baseline, shadows))
@@ -232,13 +244,6 @@ class _Run:
             self.store.set_baseline(name, baseline)
         check_floor(self.spec.requirement, baseline)  # after all is kept: a lower threshold goes on from here
         self.observer.baseline(baseline, reused=taken is not None)
-
-    def _shadows(self) -> tuple[Shadow, ...]:
-        """What to ask beside the baseline: only our sampler makes use of it."""
-        from fa_tuner.search.shadows import worth_asking
-
-        asks = self.description.shadows and self.spec.sampler == "rectangle"
-        return worth_asking(self.grid, self.spec.dtype) if asks else ()
 
     def _priors(self) -> list[Numbers] | None:
         """The cells' weights by prompt, as the shadows beside the baseline have them."""
@@ -293,6 +298,9 @@ class _Run:
                 return "noise floor"
             self._stop_if_asked()
             elsewhere = self._catch_up(search)
+            if not self._queue_again(search, elsewhere) and self._done() >= self.target:
+                time.sleep(WAIT_SECONDS)  # all that is left is being measured
+                continue
             proposal = search.ask(elsewhere)
             if isinstance(proposal, str):
                 if not elsewhere and not self._reconcile(search):
@@ -345,6 +353,16 @@ class _Run:
         claimed = (key for key, worker in self.store.claimed(name).items() if worker != self.worker)
         policies = (key.partition(":")[2] for key in claimed if key not in (NATIVE.key, FINALISTS))
         return [SkipPolicy.parse(text, self.spec.dtype, self.grid) for text in policies]
+
+    def _queue_again(self, search: PolicySearch, elsewhere: list[SkipPolicy]) -> bool:
+        """Whether a queued policy is left that nobody is at: one that was not asked for yet, or a killed worker's."""
+        taken = self.evaluations.keys() | {policy.key for policy in elsewhere}
+        left = [(policy, origin) for policy, origin in self.queue if policy.key not in taken]
+        if left:
+            self._reconcile(search)
+        for policy, origin in left:
+            search.enqueue(policy, origin)
+        return bool(left)
 
     def _reconcile(self, search: PolicySearch) -> int:
         known = {k: (e.policy, e.origin, self._score(e)) for k, e in self.evaluations.items()}

@@ -188,7 +188,9 @@ def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
         "policies": made.policies,
         "policies_possible": made.space,
         "generations": {**made.generations_by_phase, "total": sum(made.generations_by_phase.values())},
+        "generation_equivalents": {**made.equivalents, "total": sum(made.equivalents.values())},
         "seconds_a_generation": made.seconds_a_generation,
+        "seconds_at_most": made.seconds,
         "workload": request.workload.document(),
         "tries": [policy_document(p, made.description.grid) for p in made.tries],
     }
@@ -202,7 +204,7 @@ def render_plan(request: TuneRequest, made: Plan) -> None:
         out.print(f"{count:6d} generations  {phase}")
     total = sum(made.generations_by_phase.values())
     out.print(f"{total:6d} generations  in all")
-    minutes = total * made.seconds_a_generation / 60
-    out.print(
-        f"about {minutes:.1f} minutes, at {made.seconds_a_generation:.2f} s for one native generation, timed just now"
-    )
+    parts = ", ".join(f"{phase} {cost:g}" for phase, cost in made.equivalents.items())
+    out.print(f"{sum(made.equivalents.values()):6.1f} generations of every prompt, without timing repeats: {parts}")
+    each = f"{made.seconds_a_generation:.2f} s for one native generation, timed just now"
+    out.print(f"at most {made.seconds / 60:.1f} minutes for all prompts, at {each}")

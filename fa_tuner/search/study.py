@@ -22,13 +22,14 @@ from fa_tuner.domain.errors import StoreError
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.search import space
 from fa_tuner.search.acquisition import Goal
+from fa_tuner.search.candidates import Rectangle
 from fa_tuner.search.rectangle import MSE, RectangleSampler, Settled
 from fa_tuner.search.samplers import make_sampler
 from fa_tuner.search.space import Numbers
 
 ORIGIN = "origin"
 POLICY = "policy"
-OPEN_TRIES = 3
+OPEN_SECONDS = 20.0
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -104,28 +105,30 @@ class PolicySearch:
     def ask(self, elsewhere: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
         """The next policy: a queued one, else the sampler's; why there is none, where our sampler expects nothing of
         any policy that is left. `elsewhere` are policies that other workers run."""
+        others = [space.to_rectangle(policy, self.grid) for policy in elsewhere]
+        while True:
+            # another worker may see the trial before the claim, and close it as a killed worker's
+            with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):
+                return self._ask(others)
+
+    def _ask(self, elsewhere: list[Rectangle]) -> Proposal | Settled:
         sampler, origin = self._study.sampler, "sampler"
-        with self._stored():
-            if isinstance(sampler, RectangleSampler) and not self._study.get_trials(False, (TrialState.WAITING,)):
-                others = [space.to_rectangle(policy, self.grid) for policy in elsewhere]
-                proposed = sampler.propose(self._study, others)
-                if isinstance(proposed, str):
-                    return proposed
-                origin = str(proposed.phase)
-            trial = self._study.ask(self._distributions)
-            policy = space.to_policy(trial.params, self.dtype, self.grid)
-            origin = trial.user_attrs.get(ORIGIN, origin)
-            for name, value in ((POLICY, policy.key), (ORIGIN, origin)):
-                if name not in trial.user_attrs:
-                    trial.set_user_attr(name, value)
+        if isinstance(sampler, RectangleSampler) and not self._study.get_trials(False, (TrialState.WAITING,)):
+            proposed = sampler.propose(self._study, elsewhere)
+            if isinstance(proposed, str):
+                return proposed
+            origin = str(proposed.phase)
+        trial = self._study.ask(self._distributions)
+        policy = space.to_policy(trial.params, self.dtype, self.grid)
+        origin = trial.user_attrs.get(ORIGIN, origin)
+        for name, value in ((POLICY, policy.key), (ORIGIN, origin)):
+            if name not in trial.user_attrs:
+                trial.set_user_attr(name, value)
         return Proposal(policy, origin, trial)
 
     def tell(self, proposal: Proposal, score: Score) -> None:
-        with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process closed it
-            proposal.trial.set_user_attr(MSE, list(score.mse))
-            for name, violation in score.violations.items():
-                proposal.trial.set_constraint(name, violation)
-            self._tell(proposal.trial, [score.relative, score.psnr_db])
+        with self._stored():
+            self._tell(proposal.trial, score)
 
     def tell_failed(self, proposal: Proposal) -> None:
         """The evaluation gave no figures, or another worker makes it; the sampler learns nothing from it."""
@@ -152,7 +155,7 @@ class PolicySearch:
                 if key in alive:
                     continue
                 score = known[key][2] if key in known else None
-                self._close(trial, score)
+                self._tell(optuna.Trial(self._study, trial._trial_id), score)
                 mended += 1
                 if score is not None:
                     told.add(key)
@@ -176,38 +179,34 @@ class PolicySearch:
             )
         )
 
-    def _close(self, frozen: FrozenTrial, score: Score | None) -> None:
-        trial = optuna.Trial(self._study, frozen._trial_id)
-        if score is None:
-            self._tell(trial, None)
-            return
-        trial.set_user_attr(MSE, list(score.mse))
-        for name, violation in score.violations.items():
-            if name not in frozen.constraints:
-                trial.set_constraint(name, violation)
-        self._tell(trial, [score.relative, score.psnr_db])
-
     def _key_of(self, trial: FrozenTrial) -> str:
         if trial.params.keys() == self._distributions.keys():
             return space.to_policy(trial.params, self.dtype, self.grid).key
         return str(trial.user_attrs.get(POLICY, ""))
 
-    def _tell(self, trial: optuna.Trial, values: list[float] | None) -> None:
-        if values is None:
-            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
-        else:
-            self._study.tell(trial, values, skip_if_finished=True)
+    def _tell(self, trial: optuna.Trial, score: Score | None) -> None:
+        """Another process may do so at the same time, with the same figures."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError), warnings.catch_warnings():
+            if score is None:
+                self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                return
+            warnings.filterwarnings("ignore", message=".* is already set")  # a constraint: the first one counts
+            trial.set_user_attr(MSE, list(score.mse))
+            for name, violation in score.violations.items():
+                trial.set_constraint(name, violation)
+            self._study.tell(trial, [score.relative, score.psnr_db], skip_if_finished=True)
 
 
 def _open_study(storage: str, name: str) -> optuna.Study:
-    """Tried a few times: opened right behind a killed process, Optuna's storage failed once in a run of the
-    kill -9 test, cause not seen; killing it after each of its statements in turn never did it. Opening twice is
+    """Tried for some `OPEN_SECONDS`: opened right behind a killed process, Optuna's storage failed twice in hundreds of
+    such openings, cause not seen; killing it after each of its statements in turn never did it. Opening twice is
     harmless.
 
     Raises:
         StoreError: Optuna's tables cannot be opened.
     """
-    for left in reversed(range(OPEN_TRIES)):
+    deadline, pause = time.monotonic() + OPEN_SECONDS, 0.1
+    while True:
         try:
             return optuna.create_study(
                 study_name=name,
@@ -216,10 +215,10 @@ def _open_study(storage: str, name: str) -> optuna.Study:
                 load_if_exists=True,
             )
         except Exception as error:
-            if not left:
+            if time.monotonic() + pause > deadline:
                 raise StoreError(f"Optuna cannot open its tables for study {name}: {_cause(error)}") from error
-            time.sleep(0.5)
-    raise AssertionError("unreachable")
+            time.sleep(pause)
+            pause *= 1.5
 
 
 def _cause(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from fa_tuner.domain.errors import StoreError, UsageError
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.search import space
+from fa_tuner.search import study as study_module
 from fa_tuner.search.study import PolicySearch, Score, delete, open_storage, optuna_url
 from tests.support.quick_disk import quick_folder
 
@@ -276,7 +277,8 @@ def test_an_unknown_sampler_is_refused(url: str) -> None:
         search(url, sampler="best")
 
 
-def test_a_storage_that_cannot_be_opened(tmp_path: Path) -> None:
+def test_a_storage_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "OPEN_SECONDS", 0.2)
     (tmp_path / "notes.txt").write_text("no database " * 500)
     with pytest.raises(StoreError, match="Optuna cannot open its tables for study s") as caught:
         search(f"sqlite:///{tmp_path / 'notes.txt'}")
