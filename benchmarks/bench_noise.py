@@ -1,0 +1,123 @@
+"""How often the recommendation is right where clocks are noisy: `python benchmarks/bench_noise.py [--seeds 100]`.
+
+Each seed is a study of engine `replay` whose times count as measured, with 5 % noise, drift and outliers. The
+recommendation is right where it truly gains and no policy that meets the threshold and the held-out prompts, of all
+there are, is truly faster by more than its stated spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from fa_tuner.domain.errors import NothingQualifiesError
+from fa_tuner.domain.measurement import Constraint, Requirement
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.study import Recommendation
+from fa_tuner.engines.landscape import Landscape
+from fa_tuner.engines.synthetic import synthetic_landscape
+from fa_tuner.recommend.question import recommend_from
+from fa_tuner.search.space import policy_count, random_policy
+from fa_tuner.settings import load_run_settings
+from fa_tuner.store.artifacts import Artifacts
+from fa_tuner.store.repository import Store
+from fa_tuner.tuning import Observer, tune
+
+NOISE = "spread=0.05,drift=0.1,outliers=0.05"
+STEPS, LAYERS, MIN_PSNR = 4, 6, 40.0
+
+
+class Silent(Observer):
+    def opened(self, *_: object) -> None: ...
+    def baseline(self, *_: object, **__: object) -> None: ...
+    def evaluated(self, *_: object) -> None: ...
+    def holdout(self, *_: object) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop_requested(self) -> bool:
+        return False
+
+
+def every_policy(landscape: Landscape) -> list[SkipPolicy]:
+    """All of the grid but the native one, drawn until no new one is left: the grid is small."""
+    grid, found, seed = landscape.grid, {}, 0
+    while len(found) < policy_count(grid) - 1:
+        policy, seed = random_policy("fp8", grid, seed), seed + 1
+        if not policy.is_native:
+            found[policy.key] = policy
+    return list(found.values())
+
+
+def meets(landscape: Landscape, policy: SkipPolicy, wanted: Requirement) -> bool:
+    work = landscape.workload
+    cases = [landscape.record.quality(policy, case) for case in (*work.cases, *work.holdout_cases)]
+    return wanted.met_by([case for case in cases if case is not None])
+
+
+def study_of(seed: int, folder: Path) -> tuple[Landscape, Recommendation | None]:
+    landscape = synthetic_landscape(
+        STEPS, LAYERS, prompts=2, seed=seed % 10, holdout=1, disagreement=0.2, attention_share=0.7,
+        attention_ratio={"fp8": 0.5, "mxfp8": 0.5, "mxfp4": 0.4},
+    )  # fmt: skip
+    landscape.write(folder / "landscape.json")
+    url = f"sqlite:///{folder / 's.db'}"
+    settings = load_run_settings({
+        "engine": "replay", "model": str(folder / "landscape.json"), "study": "s", "min_psnr": MIN_PSNR,
+        "engine_args": {"noise": f"{NOISE},seed={seed}", "latency": "measured"}, "sampler_seed": seed,
+    })  # fmt: skip
+    with Store.open(url) as store:
+        finished = tune(settings.request(), store, Artifacts(str(folder / "a"), 2**20), Silent(), url)
+        try:
+            return landscape, recommend_from(finished, store.evaluations("s"), None)
+        except NothingQualifiesError:
+            return landscape, None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=100)
+    seeds = parser.parse_args().seeds
+    memory = Path("/dev/shm")
+    wanted = Requirement((Constraint("psnr_db", ">=", MIN_PSNR),))
+    right, none, lost, spreads, began = 0, 0, [], [], time.monotonic()
+    for seed in track(range(seeds), console=Console(stderr=True)):
+        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+            landscape, made = study_of(seed, Path(folder))
+        able = [landscape.relative_latency(p) for p in every_policy(landscape) if meets(landscape, p, wanted)]
+        best = min(able, default=1.0)
+        if made is None:
+            none += 1
+            right += not able
+            continue
+        true, spread = landscape.relative_latency(made.policy), made.measurement.latency.spread
+        lost.append(true - best)
+        spreads.append(spread)
+        right += true <= best + spread * true and true < 1
+    table = Table(title=f"{STEPS} steps x {LAYERS} layers, at least {MIN_PSNR:g} dB, noise {NOISE}, {seeds} seeds")
+    for name in (
+        "right",
+        "no recommendation",
+        "lost against the best, median",
+        "worst",
+        "stated spread, median",
+        "s a study",
+    ):
+        table.add_column(name, justify="right")
+    table.add_row(
+        f"{right} of {seeds}", str(none), f"{median(lost):.3f}", f"{max(lost):.3f}", f"{median(spreads):.3f}",
+        f"{(time.monotonic() - began) / seeds:.1f}",
+    )  # fmt: skip
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()
