@@ -11,6 +11,7 @@ import pytest
 
 from fa_tuner.domain.errors import (
     EngineError,
+    NotFoundError,
     NothingQualifiesError,
     NotQuantizedError,
     ThresholdError,
@@ -82,6 +83,21 @@ def test_own_policies_given_later_are_measured_whatever_the_target(tuned: Tune) 
     _, second = tuned({}, trials=6, tries=["0/1-3"])
     assert [e.policy.key for e in second if e.origin == "try"] == ["fp8:0/1-3"]
     assert second[: len(first)] == first
+
+
+def test_a_study_that_another_worker_begins_meanwhile_is_joined(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first = tuned({}, trials=4)
+    original, asked = Store.study, []
+
+    def study(self: Store, name: str) -> Study:
+        asked.append(name)
+        if len(asked) == 1:  # it is begun right behind this look
+            raise NotFoundError
+        return original(self, name)
+
+    monkeypatch.setattr(Store, "study", study)
+    _, second = tuned({}, trials=6)
+    assert second[: len(first)] == first and len(second) == 1 + 6
 
 
 def test_no_finalist_stands_on_the_held_out_prompts(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:

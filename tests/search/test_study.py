@@ -255,6 +255,39 @@ def test_no_finished_evaluation_is_there_twice(url: str) -> None:
     assert [(trial.state, trial.values) for trial in trials(url)] == [(TrialState.COMPLETE, [0.95, 41.5])] * 2
 
 
+# --- several at once ------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_another_worker_closes_while_it_is_made_is_asked_for_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw the trial before the claim, and took it for a killed worker's."""
+    opened, other = search(url), search(url)
+    original, mended = optuna.Study.ask, []
+
+    def ask(self: optuna.Study, *arguments: Any) -> optuna.Trial:
+        trial = original(self, *arguments)
+        if not mended:
+            mended.append(other.reconcile({}))
+        return trial
+
+    monkeypatch.setattr(optuna.Study, "ask", ask)
+    opened.tell(opened.ask(), MET)
+    assert mended == [1]
+    assert [trial.state for trial in trials(url)] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_what_another_worker_told_meanwhile_is_told_once(url: str) -> None:
+    opened = search(url)
+    opened.enqueue(policy("0/4"), "try")
+    asked = opened.ask()
+    assert search(url).reconcile(known(("0/4", MISSED))) == 1
+    opened.tell(asked, MISSED)
+    opened.tell_failed(asked)
+    (trial,) = trials(url)
+    assert trial.values == [0.90, 22.0] and dict(trial.constraints) == dict(MISSED.violations)
+
+
 # --- storage --------------------------------------------------------------------------------------------------------
 
 
