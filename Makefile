@@ -11,7 +11,7 @@ OMNI := .venv-omni
 EMULATED := tests/omni/emulated_npu
 IN_OMNI := PYTHONPATH=$(CURDIR)/$(EMULATED)/startup FA_TUNE_EMULATE_NPU=1
 
-.PHONY: demo test test-slow test-omni bench-omni check format bench clean
+.PHONY: demo test test-slow test-omni bench-omni bench-search check format bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fa-tune needs Python 3.11 or newer")'
@@ -68,6 +68,11 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_operator.py
 	$(BIN)/python benchmarks/bench_trial.py
+
+# twenty to forty minutes; the picture goes to docs
+bench-search: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench_search.py --plot docs/search.png
+	$(BIN)/python benchmarks/bench_noise.py
 
 clean:
 	rm -rf $(VENV) $(OMNI) $(DEMO) build dist *.egg-info

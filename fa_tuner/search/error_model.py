@@ -25,6 +25,8 @@ from fa_tuner.search.space import Flags, Indices, Numbers
 ROUNDS = 5  # of Gauss-Newton; a warm start needs one or two
 TRENDS = 2  # parameters: the slope over the steps, and over the layers
 SETTLED = 0.03  # of the logarithm of a sensitivity
+LUCK_WEIGHT = 10.0  # measurements worth of belief in the prior luck
+MOST_LUCK = 0.5
 PRIOR_WEIGHT = 3.0  # indices' worth of belief in the prior spread of sensitivities
 
 
@@ -70,6 +72,7 @@ class ErrorModel:
         )
         self._parameters = np.zeros(1 + steps + layers + TRENDS + 2)
         self._sigma = (self._spreads.steps, self._spreads.layers)
+        self._luck = self._spreads.luck
         self._fitted = False
 
     def fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
@@ -107,14 +110,15 @@ class ErrorModel:
                 (spread.layers, slice(1 + count, 1 + count + width)),
             )
         )  # type: ignore[assignment]
+        self._luck = self._luck_of(factor)
         self._fitted = True
 
     def predict(self, steps: Flags, layers: Flags) -> Belief:
-        """What is believed of n rectangles."""
+        """What is believed that a measurement of n rectangles would show, its luck included."""
         mean, slopes, alike, cross = self._predict(steps, layers)
         explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
         own = (alike[0] ** 2).sum(1) * (alike[1] ** 2).sum(1) * self._spreads.interactions**2
-        before = slopes**2 @ self._variances + own + self._spreads.likeness**2
+        before = slopes**2 @ self._variances + own + self._spreads.likeness**2 + self._luck**2
         deviation = np.sqrt(np.maximum(before - (explained**2).sum(0), 1e-6))
         return Belief(mean, deviation, slopes, alike, explained)
 
@@ -127,7 +131,7 @@ class ErrorModel:
         prior = (belief.slopes * self._variances) @ belief.slopes[about].T
         alike = self._residual(belief.alike, [part[about] for part in belief.alike])
         covariance = prior + alike - belief.explained.T @ belief.explained[:, about]
-        told = covariance**2 / (belief.deviation**2 + self._spreads.luck**2)[:, None]
+        told = covariance**2 / belief.deviation[:, None] ** 2
         deviation = belief.deviation[about]
         return np.asarray(deviation - np.sqrt(np.maximum(deviation**2 - told, 0)))
 
@@ -159,6 +163,15 @@ class ErrorModel:
         return float(
             np.sqrt((PRIOR_WEIGHT * prior**2 + seen) / (PRIOR_WEIGHT + part.indices(len(self._open))[1] - part.start))
         )
+
+    def _luck_of(self, factor: tuple[Numbers, bool]) -> float:
+        """The luck with which each measurement would be as far from what all others say of it as it is (the residuals
+        and variances of leaving one out, from the inverse covariance), `LUCK_WEIGHT` measurements for the prior."""
+        inverse = solve_triangular(factor[0], np.eye(len(factor[0])), lower=True, check_finite=False)
+        variance = 1 / (inverse**2).sum(0)
+        missed = (self._weights * variance) ** 2
+        more = float(np.mean(missed - variance)) * len(missed) / (len(missed) + LUCK_WEIGHT)
+        return float(np.sqrt(np.clip(self._spreads.luck**2 + more, self._spreads.luck**2, MOST_LUCK**2)))
 
     def _cells(self, parameters: Numbers) -> Numbers:
         count = self._shape[0]

@@ -30,7 +30,7 @@ CERTAIN = 1e-6
 LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
 PROMISING = 40
 DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
-NOTHING_LEFT = 2e-4  # of the box that the front is measured in
+NOTHING_LEFT = 1e-4  # of the box that the front is measured in
 LEAST_MEASURED = 6  # before the models are believed that nothing is left
 
 
