@@ -1,0 +1,81 @@
+"""The study's row: made, gone on with, replaced, or asked anew."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fa_tuner.domain.errors import ConflictError, NotFoundError
+from fa_tuner.domain.study import Study
+from fa_tuner.planning import differences, new_terms
+from fa_tuner.recommend.choice import check_floor
+
+if TYPE_CHECKING:
+    from fa_tuner.tuning.job import Job
+
+
+def open_study(job: Job) -> None:
+    """Make it, or go on with the stored one.
+
+    Raises:
+        ConflictError: the stored one is of something else, or another worker runs it by other terms.
+        ThresholdError: the new threshold is above the noise floor.
+    """
+    name = job.spec.name
+    try:
+        stored = job.store.study(name)
+    except NotFoundError:
+        try:
+            job.store.create_study(job.spec, job.target)
+            return
+        except ConflictError:  # another worker was first
+            stored = job.store.study(name)
+    if found := differences(stored.spec, job.spec):
+        if job.store.count(name) > 1:
+            raise ConflictError(
+                f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
+                "it, or another --study name"
+            )
+        _replace(job, name)  # nothing but a baseline: what was refused may be corrected
+        return
+    if terms := new_terms(stored.spec, job.spec):
+        _ask_anew(job, stored, terms)
+    _resume(job, name)
+
+
+def _resume(job: Job, name: str) -> None:
+    job.store.set_target(name, job.target)
+    job.store.set_state(name, "running")
+    job.refresh()
+
+
+def _replace(job: Job, name: str) -> None:
+    from fa_tuner.search.study import delete
+
+    delete(job.search_storage, [name])
+    job.artifacts.delete(name)
+    job.store.delete_study(name)
+    job.store.create_study(job.spec, job.target)
+
+
+def _ask_anew(job: Job, stored: Study, terms: list[str]) -> None:
+    """Judge what is stored by new terms. Optuna's trials carry the old ones, so they are written again.
+
+    Raises:
+        ConflictError: another worker runs the study by the old terms.
+        ThresholdError: the new threshold is above the noise floor.
+    """
+    from fa_tuner.search.study import delete
+
+    name, told = stored.spec.name, "; ".join(terms)
+    if job.store.claimed(name):
+        raise ConflictError(f"another worker runs study {name} with another {told}; wait until it is done")
+    if stored.baseline is not None:
+        check_floor(job.spec.requirement, stored.baseline)
+    delete(job.search_storage, [name])
+    job.store.set_requirement(name, job.spec.requirement)
+    if stored.spec.latency_profile != job.spec.latency_profile and job.profile is not None:
+        project = partial(job.profile.project, grid=job.grid, workload=job.spec.workload)
+        measured = [e.policy for e in job.store.evaluations(name) if not e.failed]
+        job.store.set_latencies(name, job.profile.name, {policy.key: project(policy) for policy in measured})
+    job.observer.note(f"asked anew: {told}; nothing stored is generated again")

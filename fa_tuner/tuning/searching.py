@@ -1,0 +1,169 @@
+"""The search itself: ask, claim, measure, commit, tell."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from fa_tuner.domain.errors import EngineError
+from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.study import Evaluation, Origin
+from fa_tuner.evaluate.evaluator import NATIVE
+from fa_tuner.recommend.choice import candidates, ranked
+from fa_tuner.tuning.baseline import priors
+from fa_tuner.tuning.job import FAILURES_IN_A_ROW, FINALISTS, WAIT_SECONDS
+
+if TYPE_CHECKING:
+    from fa_tuner.engines.base import Frames
+    from fa_tuner.search.study import Proposal, Score
+    from fa_tuner.tuning.job import Job
+
+REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
+
+
+class Searching:
+    """One process's part of the search of a study, beside that of other workers."""
+
+    def __init__(self, job: Job) -> None:
+        """Bring Optuna's study in line with what is stored, and queue what is to be measured first."""
+        from fa_tuner.search.acquisition import Goal
+        from fa_tuner.search.study import PolicySearch
+
+        self.job, spec = job, job.spec
+        resumes = job.description.resumes and job.profile is not None
+        self.search = PolicySearch(
+            job.search_storage, spec.name, spec.dtype, job.grid, spec.sampler, spec.sampler_seed,
+            Goal.of(spec.requirement), resumes, priors(job),
+        )  # fmt: skip
+        mended = self._reconcile()
+        if mended > 1:
+            job.observer.note(f"resumed: {len(job.evaluations)} policies stored, {mended} trials brought in line")
+        for policy, origin in job.queue:
+            if policy.key not in job.evaluations:
+                self.search.enqueue(policy, origin)
+
+    def to_the_end(self) -> str:
+        """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
+        from fa_tuner.search.space import policy_count
+
+        started, earlier, failures, repeats, draws = time.monotonic(), self._spent(), 0, 0, 0
+        budget, tries = self.job.request.budget_seconds, [p.key for p, origin in self.job.queue if origin == "try"]
+        while self.job.done() < self.job.target or any(key not in self.job.evaluations for key in tries):
+            if budget is not None and max(self._spent(), earlier + time.monotonic() - started) >= budget:
+                return "budget"
+            if self._at_noise_floor():
+                return "noise floor"
+            self.job.stop_if_asked()
+            elsewhere = self._catch_up()
+            if not self._queue_again(elsewhere) and self.job.done() >= self.job.target:
+                time.sleep(WAIT_SECONDS)  # all that is left is being measured
+                continue
+            proposal = self.search.ask(elsewhere)
+            if isinstance(proposal, str):
+                if not elsewhere and not self._reconcile():
+                    return proposal
+                time.sleep(WAIT_SECONDS)  # what others find may leave something to gain
+                continue
+            known = self.job.evaluations.get(proposal.policy.key)
+            if known is not None or not self.job.store.claim(self.job.spec.name, proposal.policy.key, self.job.worker):
+                self._tell(proposal, known)
+                repeats += 1
+                if repeats % REPEATS_IN_A_ROW == 0:
+                    draws += 1
+                    self.search.enqueue(self._unseen(draws), "sampler")
+                continue
+            repeats = 0
+            evaluation = self._evaluate(proposal)
+            self._tell(proposal, evaluation)
+            failures = failures + 1 if evaluation.failed else 0
+            if failures == FAILURES_IN_A_ROW:
+                raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
+        return "front verified" if self.job.done() >= policy_count(self.job.grid) - 1 else "budget"
+
+    def _at_noise_floor(self) -> bool:
+        """Whether quantizing everything changes no more than a second native run does: then no policy can be better."""
+        baseline = self.job.store.study(self.job.spec.name).baseline
+        everything = self.job.evaluations.get(self.job.queue[0][0].key)
+        if baseline is None or everything is None or everything.measurement is None:
+            return False
+        return everything.measurement.psnr_db("worst") >= baseline.noise_floor_db
+
+    def _catch_up(self) -> list[SkipPolicy]:
+        """Take in what other workers have measured since; returns what they are at."""
+        name = self.job.spec.name
+        if self.job.store.count(name) != len(self.job.evaluations):
+            self.job.refresh()
+            self._reconcile()
+        claimed = (key for key, worker in self.job.store.claimed(name).items() if worker != self.job.worker)
+        policies = (key.partition(":")[2] for key in claimed if key not in (NATIVE.key, FINALISTS))
+        return [SkipPolicy.parse(text, self.job.spec.dtype, self.job.grid) for text in policies]
+
+    def _queue_again(self, elsewhere: list[SkipPolicy]) -> bool:
+        """Whether a queued policy is left that nobody is at: one that was not asked for yet, or a killed worker's."""
+        taken = self.job.evaluations.keys() | {policy.key for policy in elsewhere}
+        left = [(policy, origin) for policy, origin in self.job.queue if policy.key not in taken]
+        if left:
+            self._reconcile()
+        for policy, origin in left:
+            self.search.enqueue(policy, origin)
+        return bool(left)
+
+    def _reconcile(self) -> int:
+        known = {k: (e.policy, e.origin, self._score(e)) for k, e in self.job.evaluations.items()}
+        claimed = self.job.store.claimed(self.job.spec.name)
+        others = {key for key, worker in claimed.items() if worker != self.job.worker}
+        return self.search.reconcile(known, others)
+
+    def _evaluate(self, proposal: Proposal) -> Evaluation:
+        """Measure and commit one policy; the row is there before Optuna hears of it."""
+        origin: Origin = proposal.origin  # type: ignore[assignment]
+        frames: list[Frames] = []
+        try:
+            measurement, frames = self.job.evaluator.measure(proposal.policy)
+            evaluation = Evaluation(proposal.policy, origin, len(self.job.evaluations), measurement)
+        except EngineError as error:
+            evaluation = Evaluation(proposal.policy, origin, len(self.job.evaluations), None, str(error))
+        evaluation = self.job.commit(evaluation)
+        if proposal.policy.key in self.job.front_keys():
+            self.job.keep_frames(proposal.policy, frames)
+            self.job.artifacts.keep(self.job.spec.name, {*self.job.front_keys(), NATIVE.key})
+        best = ranked(candidates(self.job.evaluations.values()), self.job.spec.requirement)
+        self.job.observer.evaluated(evaluation, self.job.done(), best[0].measurement if best else None)
+        return evaluation
+
+    def _spent(self) -> float:
+        """Seconds that measuring took so far, in this process and in earlier ones of the study."""
+        return math.fsum(e.measurement.seconds for e in self.job.evaluations.values() if e.measurement is not None)
+
+    def _score(self, evaluation: Evaluation) -> Score | None:
+        from fa_tuner.search.study import Score
+
+        measurement, wanted = evaluation.measurement, self.job.spec.requirement
+        if measurement is None:
+            return None
+        return Score(
+            measurement.latency.relative,
+            measurement.psnr_db(wanted.aggregate),
+            wanted.violations(measurement.cases),
+            tuple(case.metrics["mse"] for case in measurement.cases),
+        )
+
+    def _tell(self, proposal: Proposal, evaluation: Evaluation | None) -> None:
+        """Without an evaluation another worker makes it."""
+        score = self._score(evaluation) if evaluation is not None else None
+        if score is None:
+            self.search.tell_failed(proposal)
+        else:
+            self.search.tell(proposal, score)
+
+    def _unseen(self, draw: int) -> SkipPolicy:
+        """A policy not evaluated yet, drawn at random; there is one as long as the target is not reached."""
+        from fa_tuner.search.space import random_policy
+
+        seed = self.job.spec.sampler_seed * 1_000_003 + draw * 7919 + len(self.job.evaluations)
+        while True:
+            policy = random_policy(self.job.spec.dtype, self.job.grid, seed)
+            if policy.key not in self.job.evaluations:
+                return policy
+            seed += 1
