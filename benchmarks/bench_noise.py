@@ -1,8 +1,8 @@
 """How often the recommendation is right where clocks are noisy: `python benchmarks/bench_noise.py [--seeds 100]`.
 
-Each seed is a study of engine `replay` whose times count as measured, with 5 % noise, drift and outliers. The
-recommendation is right where it truly gains and no policy that meets the threshold, of all there are, is truly faster
-by more than the noise of two such figures: the stated spread times the square root of 2.
+Each seed is a clock, on one of ten landscapes of engine `replay`, whose times count as measured, with 5 % noise, drift
+and outliers. The recommendation is right where it truly gains and no policy that meets the threshold, of all there are,
+is truly faster by more than the noise of two such figures: the stated spread times the square root of 2.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 # the real engine's tests need its environment: make test-omni
 collect_ignore = [] if os.environ.get("FA_TUNE_EMULATE_NPU") == "1" else ["omni"]
+
+# Started in the background of a script, a process ignores SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

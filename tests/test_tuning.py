@@ -221,3 +221,23 @@ def test_a_true_gain_is_found_through_the_noise(tuned: Tune) -> None:
             assert found.measurement.latency.repeats == 15
             hits += abs(found.measurement.latency.relative - 0.75) < 0.1
     assert hits >= 7
+
+
+def test_what_another_worker_found_unproven_is_not_finished(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict of one worker holds for all: no figure of the study can be trusted."""
+    original = Evaluator.measure
+    stores: list[Store] = []
+    opened = Store.open.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Store, "open", classmethod(lambda cls, url: stores.append(opened(cls, url)) or stores[-1]))
+
+    def measure(self: Evaluator, policy: SkipPolicy) -> Any:
+        stores[-1].set_state("s", "unproven", "layer 3 ran native")
+        return original(self, policy)
+
+    monkeypatch.setattr(Evaluator, "measure", measure)
+    with pytest.raises(NotQuantizedError, match="layer 3 ran native"):
+        tuned({}, trials=5)
+    assert len(stores) == 1
+    with Store.open(str(stores[0]._database.engine.url)) as store:
+        study = store.study("s")
+    assert (study.state, study.reason) == ("unproven", "layer 3 ran native")

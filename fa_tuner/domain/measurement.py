@@ -213,7 +213,9 @@ class Measurement:
     def generations(self, steps: int) -> float:
         """What it cost in generation equivalents: one is a generation of every searched case, resumed runs and shadow
         probes count by the transformer steps that they ran, timing repeats and held-out cases not at all. The native
-        policy is generated twice."""
+        policy is generated twice, unless it was taken over from another study."""
+        if self.detail.get("taken_over"):
+            return 0.0
         if self.policy.is_native:
             return 2.0 + len(self.detail.get("shadows", ())) / steps
         return 1.0 - float(self.detail.get("steps_reused", 0)) / (steps * len(self.cases))

@@ -115,34 +115,36 @@ class RectangleSampler(BaseSampler):
         """Where nothing is proposed any more, or a parameter is not one of the selectors'."""
         return self._otherwise.sample_independent(study, trial, param_name, param_distribution)
 
-    def propose(self, study: optuna.Study, elsewhere: Sequence[Rectangle] = ()) -> Proposed | Settled:
+    def propose(
+        self, study: optuna.Study, elsewhere: Sequence[Rectangle] = (), failed: Sequence[Rectangle] = ()
+    ) -> Proposed | Settled:
         """The next policy, which is then also what the study's next trial is given; why there is none, where no policy
-        is left or none is expected to gain. `elsewhere` are rectangles that others are about to measure."""
+        is left or none is expected to gain. `elsewhere` are rectangles that others are about to measure; those that
+        `failed` are not proposed again."""
         measured = self._measured(study)
         pending = [r for r in (*measured.pending, *elsewhere) if r[0].any() and r[1].any()]
-        found = self._best(measured, pending) if len(measured.steps) else self._first(pending)
+        useless = set(candidates.keys(*_stacked(failed))) if failed else set()
+        found = self._best(measured, pending, useless) if len(measured.steps) else self._first(pending, useless)
         self._next = None if isinstance(found, str) else found
         return found
 
-    def _first(self, pending: Sequence[Rectangle]) -> Proposed | Settled:
-        """Before anything was measured: everything quantized, which the yardstick begins with."""
+    def _first(self, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
+        """Before anything was measured: everything quantized, which the yardstick begins with; then schedules."""
         count, width = self._grid.steps, len(self._grid.layers)
         u, v = candidates.schedules(count, width)
         u, v = np.concatenate([np.ones((1, count), bool), u]), np.concatenate([np.ones((1, width), bool), v])
-        taken = candidates.keys(*_stacked(pending)) if pending else []
-        if not pending:
-            return Proposed((u[0], v[0]), "preset", 1.0)
+        taken = useless.union(candidates.keys(*_stacked(pending)) if pending else ())
         left = [index for index, name in enumerate(candidates.keys(u, v)) if name not in taken]
         return Proposed((u[left[0]], v[left[0]]), "preset", 1.0) if left else "nothing left to gain"
 
-    def _best(self, measured: _Measured, pending: Sequence[Rectangle]) -> Proposed | Settled:
+    def _best(self, measured: _Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
         steps, layers = measured.steps, measured.layers
         share, quality = self._share(steps, layers), aggregated(measured.log_mse, self._goal.how)
         goal = self._goal.given(quality, measured.feasible)
         chosen = _nearest(share, quality, MOST_FITTED)
         self._fit(steps[chosen], layers[chosen], measured.log_mse[:, chosen])
         front = _front(share, quality)
-        seen = set(candidates.keys(steps, layers))
+        seen = useless.union(candidates.keys(steps, layers))
         if pending:
             waiting = _stacked(pending)
             believed = np.array([model.mean(*waiting) for model in self._models])

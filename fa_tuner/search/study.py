@@ -102,19 +102,21 @@ class PolicySearch:
             attrs = {ORIGIN: origin, POLICY: policy.key}
             self._study.enqueue_trial(space.to_params(policy, self.grid), user_attrs=attrs)
 
-    def ask(self, elsewhere: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
+    def ask(self, elsewhere: Iterable[SkipPolicy] = (), failed: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
         """The next policy: a queued one, else the sampler's; why there is none, where our sampler expects nothing of
-        any policy that is left. `elsewhere` are policies that other workers run."""
+        any policy that is left. `elsewhere` are policies that other workers run; those that `failed` are not asked for
+        again by our sampler."""
         others = [space.to_rectangle(policy, self.grid) for policy in elsewhere]
+        useless = [space.to_rectangle(policy, self.grid) for policy in failed]
         while True:
             # another worker may see the trial before the claim, and close it as a killed worker's
             with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):
-                return self._ask(others)
+                return self._ask(others, useless)
 
-    def _ask(self, elsewhere: list[Rectangle]) -> Proposal | Settled:
+    def _ask(self, elsewhere: list[Rectangle], failed: list[Rectangle]) -> Proposal | Settled:
         sampler, origin = self._study.sampler, "sampler"
         if isinstance(sampler, RectangleSampler) and not self._study.get_trials(False, (TrialState.WAITING,)):
-            proposed = sampler.propose(self._study, elsewhere)
+            proposed = sampler.propose(self._study, elsewhere, failed)
             if isinstance(proposed, str):
                 return proposed
             origin = str(proposed.phase)

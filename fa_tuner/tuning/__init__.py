@@ -11,7 +11,7 @@ from fa_tuner.tuning.baseline import take_baseline
 from fa_tuner.tuning.finalists import check_finalists
 from fa_tuner.tuning.job import FINALISTS, Job
 from fa_tuner.tuning.opening import open_study
-from fa_tuner.tuning.searching import Searching
+from fa_tuner.tuning.searching import Searching, refuse_unproven
 
 if TYPE_CHECKING:
     from fa_tuner.domain.measurement import Measurement
@@ -50,13 +50,13 @@ def tune(request: TuneRequest, store: Store, artifacts: Artifacts, observer: Obs
         try:
             return _run(job)
         except NotQuantizedError as error:
-            store.set_state(request.study, "unproven", str(error))
+            store.set_state(request.study, "unproven", str(error))  # whatever other workers are at
             raise
         except (EngineError, ThresholdError) as error:
-            job.stop_if_stored("failed", str(error))
+            job.stop("failed", str(error))
             raise
         except KeyboardInterrupt:
-            job.stop_if_stored("interrupted", "interrupted")
+            job.stop("interrupted", "interrupted")
             raise InterruptedByUser("stopped at once; the running policy is lost, the same command goes on") from None
 
 
@@ -64,18 +64,19 @@ def _run(job: Job) -> Study:
     """All stages, one after the other; whatever happens, nothing stays claimed."""
     from fa_tuner.store.claims import Heartbeat
 
-    open_study(job)
-    job.begun = True
     with Heartbeat(job.store, job.worker):
         try:
+            open_study(job)
+            job.begun = True
             job.observer.opened(job.description, job.target)
             take_baseline(job)
             reason = Searching(job).to_the_end()
             job.alone(FINALISTS, "the finalists")
             check_finalists(job)
             job.keep_front()
+            refuse_unproven(job.store.study(job.spec.name))
             job.store.set_state(job.spec.name, "finished", reason)
         finally:
             with suppress(FaTuneError):  # what went wrong inside is what counts
-                job.store.release(job.spec.name, job.worker)
+                job.leave()
     return job.store.study(job.spec.name)

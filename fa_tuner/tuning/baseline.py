@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from fa_tuner.planning import shadows_beside_baseline
 from fa_tuner.recommend.choice import check_floor
 
 if TYPE_CHECKING:
+    from fa_tuner.domain.measurement import Measurement
     from fa_tuner.engines.base import Frames
     from fa_tuner.search.space import Numbers
     from fa_tuner.tuning.job import Job
@@ -22,13 +24,16 @@ def take_baseline(job: Job) -> None:
     job.alone(NATIVE.key, "the baseline")
     stored = job.store.study(name).baseline
     donor = name if stored else job.store.find_baseline(workload.fingerprint, job.description.fingerprint)
-    taken = None if donor is None or _timed_otherwise(job, donor) else _kept_baseline(job, donor)
+    unfit = donor is None or (donor != name and (_timed_otherwise(job, donor) or _lacks_shadows(job, donor)))
+    taken = None if donor is None or unfit else _kept_baseline(job, donor)
     if donor and taken is not None:
         baseline = job.store.study(donor).baseline
         assert baseline is not None
         if taken:
             job.evaluator.adopt_baseline(taken)
         native = job.store.evaluation(donor, NATIVE.key)
+        if native is not None and donor != name:
+            native = replace(native, measurement=_as_taken(native.measurement))
     else:
         shadows = shadows_beside_baseline(job.request, job.description)
         if shadows:
@@ -47,13 +52,28 @@ def take_baseline(job: Job) -> None:
 
 def priors(job: Job) -> list[Numbers] | None:
     """The cells' weights by prompt, as the shadows beside the baseline have them."""
+    return _weights(job, job.evaluations[NATIVE.key].measurement)
+
+
+def _weights(job: Job, native: Measurement | None) -> list[Numbers] | None:
     from fa_tuner.search.shadows import cell_weights
 
-    native = job.evaluations[NATIVE.key].measurement
     answers = shadow_answers(native) if native is not None else []
     weights = [cell_weights(answer, job.grid, job.spec.dtype) for answer in answers]
     known = [w for w in weights if w is not None]
     return known if known and len(known) == len(weights) else None
+
+
+def _lacks_shadows(job: Job, donor: str) -> bool:
+    """Whether it was run for another dtype or sampler, without the shadow probes that this study wants."""
+    native = job.store.evaluation(donor, NATIVE.key)
+    wanted = shadows_beside_baseline(job.request, job.description)
+    return bool(wanted) and _weights(job, native.measurement if native else None) is None
+
+
+def _as_taken(measurement: Measurement | None) -> Measurement | None:
+    """A baseline that this study did not pay for."""
+    return measurement and replace(measurement, seconds=0.0, detail={**measurement.detail, "taken_over": True})
 
 
 def _timed_otherwise(job: Job, donor: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fa_tuner.recommend.choice import candidates, ranked, unsettled
+from fa_tuner.tuning.job import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from fa_tuner.tuning.job import Job
@@ -17,6 +19,10 @@ def check_finalists(job: Job) -> None:
     """The best policies, best first, until one stands: timed anew where latency is measured (the fastest of many
     noisy figures is too good to be true, and one that an outlier hit is better than it looks), then generated on
     the held-out prompts."""
+    while job.elsewhere():  # which may turn out the best
+        job.stop_if_asked()
+        time.sleep(WAIT_SECONDS)
+    job.refresh()
     name, wanted, timed = job.spec.name, job.spec.requirement, 0
     while True:
         job.stop_if_asked()

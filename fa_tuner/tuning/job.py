@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from fa_tuner.domain.errors import ConflictError, EngineError, InterruptedByUser, NotFoundError, UsageError
+from fa_tuner.domain.errors import ConflictError, EngineError, InterruptedByUser, UsageError
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
-from fa_tuner.domain.study import Evaluation, StudySpec
+from fa_tuner.domain.study import Evaluation, StudySpec, StudyState
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
 from fa_tuner.planning import TuneRequest, profile_for, queue, target_of
 from fa_tuner.recommend.choice import candidates, pareto_front
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FAILURES_IN_A_ROW = 3
-FINALISTS = "finalists"  # claimed like a policy: one worker checks them
+# claimed like policies: the check of the finalists, and that a worker is here
+FINALISTS = "finalists"
+PRESENT = "worker:"
 WAIT_SECONDS = 0.5  # between looks at what other workers do
 
 
@@ -74,19 +76,34 @@ class Job:
         """Take in what other workers have stored."""
         self.evaluations = {e.policy.key: e for e in self.store.evaluations(self.spec.name)}
 
-    def stop_if_stored(self, state: Any, reason: str) -> None:
-        if not self.begun:  # refused before anything of it was changed
-            return
-        try:
+    def arrive(self) -> None:
+        """Be seen by other workers, from here to the end."""
+        self.store.claim(self.spec.name, PRESENT + self.worker.id, self.worker)
+
+    def leave(self) -> None:
+        self.store.release(self.spec.name, self.worker)
+
+    def others(self) -> list[str]:
+        """What other living workers hold in this study: the keys of what they are at, and their presence."""
+        claimed = self.store.claimed(self.spec.name)
+        return [key for key, worker in claimed.items() if worker != self.worker]
+
+    def elsewhere(self) -> list[SkipPolicy]:
+        """The policies that other workers are at."""
+        own = f"{self.spec.dtype}:"
+        keys = (key.removeprefix(own) for key in self.others() if key.startswith(own))
+        return [SkipPolicy.parse(text, self.spec.dtype, self.grid) for text in keys]
+
+    def stop(self, state: StudyState, reason: str) -> None:
+        """Say how the study stands, unless other workers go on with it, or nothing of it was touched yet."""
+        if self.begun and not self.others():
             self.store.set_state(self.spec.name, state, reason)
-        except NotFoundError:
-            return
 
     def alone(self, what: str, words: str) -> None:
-        """Wait until no other worker is at `what`, and claim it; done by another, it cannot be claimed any more."""
+        """Claim `what`, which other workers do first as long as they hold it. What has its evaluation is done."""
         told = False
         while not self.store.claim(self.spec.name, what, self.worker):
-            if what not in self.store.claimed(self.spec.name):
+            if self.store.evaluation(self.spec.name, what) is not None:
                 break
             self.stop_if_asked()
             if not told:
@@ -99,7 +116,7 @@ class Job:
     def stop_if_asked(self) -> None:
         if self.observer.stop_requested():
             self.keep_front()
-            self.store.set_state(self.spec.name, "interrupted", "interrupted")
+            self.stop("interrupted", "interrupted")
             raise InterruptedByUser(f"stopped after {self.done()} of {self.target} policies; the same command goes on")
 
     def patiently(self, what: str, act: Callable[[], T]) -> T:
@@ -150,12 +167,19 @@ class Job:
 
     def keep_front(self) -> None:
         """Snapshot the front, and let go of the frames of policies that fell off it."""
+        self.refresh()
         keys = self.front_keys()
         how = self.spec.requirement.aggregate
         points = [c.objectives(how) for c in candidates(self.evaluations.values())]
         # from native latency and 0 dB, so that snapshots of a study can be compared
         self.store.add_front(self.spec.name, keys, hypervolume(points, Objectives(1.0, 0.0)))
-        self.artifacts.keep(self.spec.name, {*keys, NATIVE.key})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Let go of the frames of policies that are not on the front; not beside other workers, who may be writing
+        theirs."""
+        if not self.others():
+            self.artifacts.keep(self.spec.name, {*self.front_keys(), NATIVE.key})
 
     def front_keys(self) -> list[str]:
         measured = candidates(self.evaluations.values())

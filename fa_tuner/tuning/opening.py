@@ -27,18 +27,26 @@ def open_study(job: Job) -> None:
     except NotFoundError:
         try:
             job.store.create_study(job.spec, job.target)
+            job.arrive()
             return
         except ConflictError:  # another worker was first
             stored = job.store.study(name)
-    if found := differences(stored.spec, job.spec):
-        if job.store.count(name) > 1:
-            raise ConflictError(
-                f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
-                "it, or another --study name"
-            )
+    job.arrive()
+    found, terms = differences(stored.spec, job.spec), new_terms(stored.spec, job.spec)
+    if (found or terms) and job.others():  # of two that arrive at once, both are refused
+        raise ConflictError(
+            f"another worker runs study {name} with another {'; '.join(found + terms)}; wait until it is done, or "
+            "give another --study name"
+        )
+    if found and job.store.count(name) > 1:
+        raise ConflictError(
+            f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
+            "it, or another --study name"
+        )
+    if found:
         _replace(job, name)  # nothing but a baseline: what was refused may be corrected
         return
-    if terms := new_terms(stored.spec, job.spec):
+    if terms:
         _ask_anew(job, stored, terms)
     _resume(job, name)
 
@@ -56,20 +64,18 @@ def _replace(job: Job, name: str) -> None:
     job.artifacts.delete(name)
     job.store.delete_study(name)
     job.store.create_study(job.spec, job.target)
+    job.arrive()
 
 
 def _ask_anew(job: Job, stored: Study, terms: list[str]) -> None:
     """Judge what is stored by new terms. Optuna's trials carry the old ones, so they are written again.
 
     Raises:
-        ConflictError: another worker runs the study by the old terms.
         ThresholdError: the new threshold is above the noise floor.
     """
     from fa_tuner.search.study import delete
 
     name, told = stored.spec.name, "; ".join(terms)
-    if job.store.claimed(name):
-        raise ConflictError(f"another worker runs study {name} with another {told}; wait until it is done")
     if stored.baseline is not None:
         check_floor(job.spec.requirement, stored.baseline)
     delete(job.search_storage, [name])

@@ -6,13 +6,12 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from fa_tuner.domain.errors import EngineError
+from fa_tuner.domain.errors import EngineError, NotQuantizedError
 from fa_tuner.domain.policy import SkipPolicy
-from fa_tuner.domain.study import Evaluation, Origin
-from fa_tuner.evaluate.evaluator import NATIVE
+from fa_tuner.domain.study import Evaluation, Origin, Study
 from fa_tuner.recommend.choice import candidates, ranked
 from fa_tuner.tuning.baseline import priors
-from fa_tuner.tuning.job import FAILURES_IN_A_ROW, FINALISTS, WAIT_SECONDS
+from fa_tuner.tuning.job import FAILURES_IN_A_ROW, WAIT_SECONDS
 
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Frames
@@ -20,6 +19,15 @@ if TYPE_CHECKING:
     from fa_tuner.tuning.job import Job
 
 REPEATS_IN_A_ROW = 20  # proposals already evaluated, after which a policy is drawn at random instead
+
+
+def refuse_unproven(study: Study) -> None:
+    """
+    Raises:
+        NotQuantizedError: another worker of the study found that quantization did not take effect.
+    """
+    if study.state == "unproven":
+        raise NotQuantizedError(study.reason)
 
 
 class Searching:
@@ -52,14 +60,17 @@ class Searching:
         while self.job.done() < self.job.target or any(key not in self.job.evaluations for key in tries):
             if budget is not None and max(self._spent(), earlier + time.monotonic() - started) >= budget:
                 return "budget"
-            if self._at_noise_floor():
+            study = self.job.store.study(self.job.spec.name)
+            refuse_unproven(study)
+            if self._at_noise_floor(study):
                 return "noise floor"
             self.job.stop_if_asked()
             elsewhere = self._catch_up()
-            if not self._queue_again(elsewhere) and self.job.done() >= self.job.target:
+            if not self._queue_again(elsewhere) and self.job.done() + len(elsewhere) >= self.job.target:
                 time.sleep(WAIT_SECONDS)  # all that is left is being measured
                 continue
-            proposal = self.search.ask(elsewhere)
+            failed = [e.policy for e in self.job.evaluations.values() if e.failed]
+            proposal = self.search.ask(elsewhere, failed)
             if isinstance(proposal, str):
                 if not elsewhere and not self._reconcile():
                     return proposal
@@ -69,6 +80,8 @@ class Searching:
             if known is not None or not self.job.store.claim(self.job.spec.name, proposal.policy.key, self.job.worker):
                 self._tell(proposal, known)
                 repeats += 1
+                if known is None:
+                    time.sleep(WAIT_SECONDS / 5)  # another worker took it a moment ago
                 if repeats % REPEATS_IN_A_ROW == 0:
                     draws += 1
                     self.search.enqueue(self._unseen(draws), "sampler")
@@ -81,13 +94,12 @@ class Searching:
                 raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
         return "front verified" if self.job.done() >= policy_count(self.job.grid) - 1 else "budget"
 
-    def _at_noise_floor(self) -> bool:
+    def _at_noise_floor(self, study: Study) -> bool:
         """Whether quantizing everything changes no more than a second native run does: then no policy can be better."""
-        baseline = self.job.store.study(self.job.spec.name).baseline
         everything = self.job.evaluations.get(self.job.queue[0][0].key)
-        if baseline is None or everything is None or everything.measurement is None:
+        if study.baseline is None or everything is None or everything.measurement is None:
             return False
-        return everything.measurement.psnr_db("worst") >= baseline.noise_floor_db
+        return everything.measurement.psnr_db("worst") >= study.baseline.noise_floor_db
 
     def _catch_up(self) -> list[SkipPolicy]:
         """Take in what other workers have measured since; returns what they are at."""
@@ -95,9 +107,7 @@ class Searching:
         if self.job.store.count(name) != len(self.job.evaluations):
             self.job.refresh()
             self._reconcile()
-        claimed = (key for key, worker in self.job.store.claimed(name).items() if worker != self.job.worker)
-        policies = (key.partition(":")[2] for key in claimed if key not in (NATIVE.key, FINALISTS))
-        return [SkipPolicy.parse(text, self.job.spec.dtype, self.job.grid) for text in policies]
+        return self.job.elsewhere()
 
     def _queue_again(self, elsewhere: list[SkipPolicy]) -> bool:
         """Whether a queued policy is left that nobody is at: one that was not asked for yet, or a killed worker's."""
@@ -111,9 +121,7 @@ class Searching:
 
     def _reconcile(self) -> int:
         known = {k: (e.policy, e.origin, self._score(e)) for k, e in self.job.evaluations.items()}
-        claimed = self.job.store.claimed(self.job.spec.name)
-        others = {key for key, worker in claimed.items() if worker != self.job.worker}
-        return self.search.reconcile(known, others)
+        return self.search.reconcile(known, set(self.job.others()))
 
     def _evaluate(self, proposal: Proposal) -> Evaluation:
         """Measure and commit one policy; the row is there before Optuna hears of it."""
@@ -127,7 +135,7 @@ class Searching:
         evaluation = self.job.commit(evaluation)
         if proposal.policy.key in self.job.front_keys():
             self.job.keep_frames(proposal.policy, frames)
-            self.job.artifacts.keep(self.job.spec.name, {*self.job.front_keys(), NATIVE.key})
+            self.job.tidy()
         best = ranked(candidates(self.job.evaluations.values()), self.job.spec.requirement)
         self.job.observer.evaluated(evaluation, self.job.done(), best[0].measurement if best else None)
         return evaluation

@@ -61,7 +61,9 @@ class Journal:
         head, *self.lines = [json.loads(line) for line in whole.splitlines()] or [subject]
         if head != subject:
             raise ConflictError(f"{path} is of {head}, not of {subject}; give another --out, or delete it")
-        path.write_bytes(whole)
+        if whole != found:  # a line that was cut short
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
         self._path = path
         if not whole:
             self._write(subject)

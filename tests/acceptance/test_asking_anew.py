@@ -11,6 +11,7 @@ import pytest
 
 from fa_tuner.engines.replay import ReplayEngine
 from fa_tuner.search.study import open_storage
+from fa_tuner.store.claims import Worker
 from tests.support.command import FaTune, Result
 from tests.support.tables import noisy_landscape
 
@@ -78,6 +79,20 @@ def test_another_device_profile(fa_tune: FaTune, replay: Run, tmp_path: Path, ge
     assert fastest == {before["front"][0]["latency"]["relative"], 1 - 4 / 10}
     details = {row["latency"]["detail"] for row in fa_tune("show", "s", "--json").document["evaluations"]}
     assert all("mine@" in detail for detail in details)
+
+
+def test_terms_do_not_change_under_another_worker(fa_tune: FaTune, replay: Run) -> None:
+    replay("--min-psnr", "30", trials=4).succeeded()
+    with fa_tune.store() as store:
+        other = Worker.of_this_process()
+        store.claim("s", "worker:other", other)
+        before = store.study("s")
+        replay("--min-psnr", "33", trials=4).refused(4, "another worker runs study s", "requirement", "wait until")
+        replay("--sampler", "tpe", trials=4).refused(4, "another worker runs study s", "sampler")
+        assert store.study("s") == before
+        assert list(store.claimed("s").values()) == [other], "whoever was refused leaves no claim"
+        store.release("s", other)
+    replay("--min-psnr", "33", trials=4).succeeded()
 
 
 def test_optuna_is_told_the_new_terms(fa_tune: FaTune, replay: Run) -> None:
