@@ -17,11 +17,13 @@ import os
 import platform
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: a second thread only waits
 
@@ -40,6 +42,7 @@ from fa_tuner.search import shadows, space
 from fa_tuner.search.acquisition import SPAN_DB, Goal
 from fa_tuner.search.rectangle import MSE, RectangleSampler
 from fa_tuner.search.samplers import make_sampler
+from fa_tuner.search.study import PolicySearch, Score
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "studies" / "landscapes"
@@ -136,7 +139,7 @@ def with_optuna(name: str) -> Method:
     return search
 
 
-def rectangle(shadowed: bool, timings: list[float] | None = None) -> Method:
+def rectangle(shadowed: bool) -> Method:
     def search(oracle: Oracle, seed: int, threshold: float | None) -> None:
         grid = oracle.grid
         priors = oracle.priors() if shadowed else None
@@ -144,10 +147,7 @@ def rectangle(shadowed: bool, timings: list[float] | None = None) -> Method:
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
         distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
         while True:
-            began = time.process_time()
             proposed = sampler.propose(study)
-            if timings is not None:
-                timings.append(time.process_time() - began)
             if isinstance(proposed, str):
                 return
             steps, layers = proposed.rectangle
@@ -312,6 +312,56 @@ def scenes(quick: bool) -> Iterator[Scene]:
         yield Scene(f"synthetic {steps}x{layers}", made, "fp8", False)
 
 
+def cpu_table(trials: int = 500, timed: int = 20) -> Table:
+    """CPU milliseconds of one proposal at that many trials of the largest grid, and what Optuna's SQLite storage takes
+    for the trial beside it: asked, told, with all its parameters and attributes."""
+    steps, layers = 50, 60
+    landscape = synthetic_landscape(steps, layers, 3, seed=1, psnr_db={"fp8": 33.0}, interactions=0.5)
+    oracle, draw = Oracle(landscape, "fp8", float("inf")), np.random.default_rng(0)
+    grid = oracle.grid
+    search_ms, storage_ms = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/optuna.db"
+        search = PolicySearch(url, "s", "fp8", grid, "rectangle", 0, Goal(), True)
+        sampler = search._study.sampler
+        propose = sampler.propose
+
+        def clocked(*arguments: Any) -> Any:
+            began = time.process_time()
+            found = propose(*arguments)
+            search_ms.append(1e3 * (time.process_time() - began))
+            return found
+
+        def score(policy: SkipPolicy) -> Score:
+            return Score(1 - policy.share(grid) / 10, oracle.psnr(policy), {}, oracle.mse(policy))
+
+        everything = SkipPolicy("fp8")
+        policies = {everything.key: everything}
+        while len(policies) < trials:
+            flags = [(draw.random(size) < draw.random()).tolist() for size in (steps, layers)]
+            policy = oracle.policy(*flags)
+            if not policy.is_native:
+                policies[policy.key] = policy
+        search.reconcile({key: (policy, "sampler", score(policy)) for key, policy in policies.items()})
+        sampler.propose = clocked  # type: ignore[method-assign]
+        for _ in range(timed):
+            began, before = time.process_time(), sum(search_ms)
+            proposal = search.ask()
+            assert not isinstance(proposal, str)
+            asked = time.process_time() - began
+            told = score(proposal.policy)
+            began = time.process_time()
+            search.tell(proposal, told)
+            whole = asked + time.process_time() - began
+            storage_ms.append(1e3 * whole - (sum(search_ms) - before))
+    table = Table(title=f"CPU ms a trial after {trials} trials, {grid}, 3 prompts; median (most) of {timed}")
+    for name in ("our sampler", "target", "Optuna's storage beside it"):
+        table.add_column(name, justify="right")
+    shown = [f"{median(values):.0f} ({max(values):.0f})" for values in (search_ms, storage_ms)]
+    table.add_row(shown[0], "50", shown[1])
+    return table
+
+
 def at(oracle: Oracle, cost: float) -> list[Point]:
     return [(share, quality) for spent, share, quality in oracle.log if spent <= cost + 1e-9]
 
@@ -331,11 +381,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three seeds, small landscapes, no thresholds")
     parser.add_argument("--only", help="landscapes with one of these, by commas, in their name")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cpu", action="store_true", help="only the CPU time of a trial on a large grid")
     parser.add_argument("--plot", type=Path, help="write hypervolume against GE as a picture")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     out = Console(width=170)
     out.print(f"{platform.platform()}, Python {platform.python_version()}, Optuna {optuna.__version__}")
+    if options.cpu:
+        out.print(cpu_table())
+        return
     seeds = range(3 if options.quick else options.seeds)
     curves: dict[str, dict[str, list[Oracle]]] = {}
     wholes: dict[str, float] = {}
