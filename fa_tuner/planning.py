@@ -18,7 +18,7 @@ from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profi
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Description, Engine, Shadow
 
-POLICIES_AN_INDEX = 2  # with our sampler that many bring the front within a few percent (docs/benchmarks.md)
+POLICIES_AN_INDEX = 2  # what that many find is in docs/benchmarks.md
 SHADOWS = "shadow probes"
 MOST_POLICIES = 100_000  # what a run with a budget may measure at most; its budget ends it long before
 
