@@ -19,7 +19,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -31,197 +31,23 @@ import numpy as np
 import optuna
 from rich.console import Console
 from rich.table import Table
+from search_methods import HEIGHTS, METHODS, OPTUNAS, SHADOWED, Method, Oracle, Spent, rectangle
 
+from fa_tuner.domain import pareto
+from fa_tuner.domain.pareto import Objectives
 from fa_tuner.domain.policy import SkipPolicy
-from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.engines.landscape import Landscape
-from fa_tuner.engines.replay import LatencyNoise, ReplayEngine
 from fa_tuner.engines.synthetic import synthetic_landscape
-from fa_tuner.evaluate.evaluator import NATIVE
-from fa_tuner.search import shadows, space
 from fa_tuner.search.acquisition import SPAN_DB, Goal
-from fa_tuner.search.rectangle import MSE, RectangleSampler
-from fa_tuner.search.samplers import make_sampler
 from fa_tuner.search.study import PolicySearch, Score
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "studies" / "landscapes"
 STOP_GE = 300.0  # where Optuna's samplers give up
 ENOUGH = 0.95  # of the hypervolume, for "GE to 0.95"
-HEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the 25 dB box: five thresholds a landscape
 ANNEALED = 5000  # evaluations, for the best known policy at a threshold
 
 Point = tuple[float, float]  # share of cells quantized, worst-prompt PSNR in dB
-
-
-class Spent(Exception):
-    """The budget is used up."""
-
-
-@dataclass
-class Oracle:
-    """Measures policies of one landscape and counts what that costs."""
-
-    landscape: Landscape
-    dtype: str
-    budget: float
-    cost: float = 0.0
-    log: list[tuple[float, float, float]] = field(default_factory=list)  # GE so far, share, PSNR
-
-    def __post_init__(self) -> None:
-        self.grid = self.landscape.grid
-        self.cases = self.landscape.workload.cases
-        self._engine = ReplayEngine(self.landscape, LatencyNoise(), "projected", "")
-        self._known: dict[str, tuple[float, ...]] = {}
-        for case in self.cases:
-            self._engine.generate(NATIVE, case, "keep")
-
-    def mse(self, policy: SkipPolicy) -> tuple[float, ...]:
-        """By prompt; a policy asked for again costs nothing.
-
-        Raises:
-            Spent: the budget is used up.
-        """
-        policy = policy.on(self.grid)
-        if policy.is_native:
-            return (0.0,) * len(self.cases)
-        if policy.key not in self._known:
-            if self.cost >= self.budget:
-                raise Spent
-            made = [self._engine.generate(policy, case, "reuse") for case in self.cases]
-            self.cost += 1 - sum(g.reused_steps for g in made) / (self.grid.steps * len(made))
-            answers = [g.recorded for g in made if g.recorded is not None]
-            self._known[policy.key] = tuple(a.metrics["mse"] for a in answers)
-            self.log.append((self.cost, policy.share(self.grid), min(a.metrics["psnr_db"] for a in answers)))
-        return self._known[policy.key]
-
-    def psnr(self, policy: SkipPolicy) -> float:
-        return min(100.0, 10 * float(np.log10(255.0**2 / max(1e-9, *self.mse(policy)))))
-
-    def policy(self, steps: Sequence[bool], layers: Sequence[bool]) -> SkipPolicy:
-        """By flags of what is quantized."""
-        skipped = (
-            [i for i, on in enumerate(steps) if not on],
-            [n for n, on in zip(self.grid.layers, layers, strict=True) if not on],
-        )
-        return SkipPolicy(self.dtype, SkipSelector.of(skipped[0]), SkipSelector.of(skipped[1])).on(self.grid)
-
-    def priors(self) -> list[space.Numbers]:
-        """Shadow probes beside the baseline, paid for."""
-        asked = shadows.worth_asking(self.grid, self.dtype)
-        self.cost += shadows.cost(asked, self.grid)
-        answers = [self._engine.generate(NATIVE, case, "keep", asked).shadows for case in self.cases]
-        weights = [shadows.cell_weights(answer, self.grid, self.dtype) for answer in answers]
-        return [w for w in weights if w is not None]
-
-
-Method = Callable[[Oracle, int, float | None], None]  # (oracle, seed, threshold in dB)
-
-
-def with_optuna(name: str) -> Method:
-    def search(oracle: Oracle, seed: int, threshold: float | None) -> None:
-        grid = oracle.grid
-        study = optuna.create_study(
-            directions=["minimize", "maximize"], sampler=make_sampler(name, grid, seed)
-        )  # fmt: skip
-        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
-        study.enqueue_trial(space.to_params(SkipPolicy(oracle.dtype), grid))
-        repeats = 0
-        while repeats < 200:  # it proposes nothing new any more
-            trial = study.ask(distributions)
-            policy, count = space.to_policy(trial.params, oracle.dtype, grid), len(oracle.log)
-            quality = 100.0 if policy.is_native else oracle.psnr(policy)
-            if threshold is not None:
-                trial.set_constraint("psnr", threshold - quality)
-            study.tell(trial, [1 - policy.share(grid), quality])
-            repeats = repeats + 1 if len(oracle.log) == count else 0
-
-    return search
-
-
-def rectangle(shadowed: bool) -> Method:
-    def search(oracle: Oracle, seed: int, threshold: float | None) -> None:
-        grid = oracle.grid
-        priors = oracle.priors() if shadowed else None
-        sampler = RectangleSampler(grid, seed, Goal("worst", threshold), resumes=True, priors=priors)
-        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
-        while True:
-            proposed = sampler.propose(study)
-            if isinstance(proposed, str):
-                return
-            steps, layers = proposed.rectangle
-            policy = oracle.policy(steps.tolist(), layers.tolist())
-            mse = oracle.mse(policy)
-            study.add_trial(optuna.trial.create_trial(
-                values=[1 - policy.share(grid), oracle.psnr(policy)], params=space.to_params(policy, grid),
-                distributions=distributions, user_attrs={MSE: list(mse)},
-            ))  # fmt: skip
-
-    return search
-
-
-def head_and_tail(oracle: Oracle, _seed: int, _threshold: float | None) -> None:
-    """As xDiT's hybrid schedules: the first and last steps native, ever more of them, layers never."""
-    steps, layers = oracle.grid.steps, [True] * len(oracle.grid.layers)
-    oracle.mse(SkipPolicy(oracle.dtype))
-    for depth in range(1, steps):
-        for head, tail in ((depth, 0), (0, depth), ((depth + 1) // 2, depth // 2)):
-            if head + tail < steps:
-                oracle.mse(oracle.policy([head <= t < steps - tail for t in range(steps)], layers))
-
-
-def ranked_layers(oracle: Oracle, _seed: int, threshold: float | None) -> None:
-    """As msModelSlim: rank the layers by quantizing each alone, then bisect how many of the worst stay native; for the
-    front at each of five thresholds."""
-    grid = oracle.grid
-    steps, width = [True] * grid.steps, len(grid.layers)
-    base = oracle.psnr(SkipPolicy(oracle.dtype))
-    alone = [oracle.psnr(oracle.policy(steps, [n == i for n in range(width)])) for i in range(width)]
-    worst = np.argsort(alone, kind="stable").tolist()
-    for wanted in [threshold] if threshold is not None else [base + SPAN_DB * height for height in HEIGHTS]:
-        low, high = 0, width - 1  # native layers
-        while low < high:
-            middle = (low + high) // 2
-            met = oracle.psnr(oracle.policy(steps, [n not in worst[:middle] for n in range(width)])) >= wanted
-            low, high = (low, middle) if met else (middle + 1, high)
-        oracle.psnr(oracle.policy(steps, [n not in worst[:low] for n in range(width)]))
-
-
-def leave_one_out(oracle: Oracle, _seed: int, threshold: float | None) -> None:
-    """Greedy: rank every step and layer by leaving it native alone, then keep ever more of the best native."""
-    grid = oracle.grid
-    count, width = grid.steps, len(grid.layers)
-    names = [("step", t) for t in range(count)] + [("layer", n) for n in range(width)]
-
-    def kept(native: Sequence[tuple[str, int]]) -> SkipPolicy:
-        chosen = set(native)
-        return oracle.policy(
-            [("step", t) not in chosen for t in range(count)], [("layer", n) not in chosen for n in range(width)]
-        )
-
-    base = oracle.psnr(SkipPolicy(oracle.dtype))
-    # what it gains for the cells that it gives up
-    gain = {name: (oracle.psnr(kept([name])) - base) * (count if name[0] == "step" else width) for name in names}
-    order = sorted(names, key=lambda name: -gain[name])
-    native: list[tuple[str, int]] = []
-    for name in order:
-        native.append(name)
-        if not kept(native).is_native:
-            oracle.mse(kept(native))
-
-
-METHODS: dict[str, Method] = {
-    "rectangle": rectangle(shadowed=False),
-    "TPE": with_optuna("tpe"),
-    "NSGA-II": with_optuna("nsga2"),
-    "random": with_optuna("random"),
-    "head and tail": head_and_tail,
-    "ranked layers": ranked_layers,
-    "leave one out": leave_one_out,
-}
-OPTUNAS = ("TPE", "NSGA-II", "random")
-SHADOWED = "rectangle + shadows"
 
 
 @dataclass
@@ -239,22 +65,17 @@ class Scene:
     def size(self) -> int:
         return self.landscape.grid.steps + len(self.landscape.grid.layers)
 
-    def run(self, method: Method, budget: float, seed: int, threshold: float | None = None) -> Oracle:
+    def run(self, method: Method, budget: float, seed: int) -> Oracle:
         oracle = Oracle(self.landscape, self.dtype, budget)
         with contextlib.suppress(Spent):
-            method(oracle, seed, threshold)
+            method(oracle, seed)
         return oracle
 
 
 def hypervolume(points: Sequence[Point], base: float) -> float:
     """Of share and PSNR clipped to the box, over (0, base), as a share of the box."""
-    area = best = 0.0
-    last = None
-    for share, quality in sorted(points, reverse=True):
-        if last is not None:
-            area += (last - share) * best
-        best, last = max(best, min(max(quality - base, 0.0), SPAN_DB)), share
-    return (area + (last or 0.0) * best) / SPAN_DB
+    clipped = (Objectives(1 - share, min(quality, base + SPAN_DB)) for share, quality in points)
+    return pareto.hypervolume(clipped, Objectives(1.0, base)) / SPAN_DB
 
 
 def exhaustive(scene: Scene) -> list[Point]:
@@ -467,7 +288,7 @@ def threshold_table(scene: Scene, seeds: Sequence[int]) -> Table:
     for threshold in thresholds(scene):
         values = []
         for seed in seeds:
-            oracle = scene.run(METHODS["rectangle"], budget, seed, threshold)
+            oracle = scene.run(rectangle(False, threshold), budget, seed)
             values.append(largest(at(oracle, budget), threshold))
         best = max(largest(scene.best, threshold), *values)
         ratios = [value / best for value in values]

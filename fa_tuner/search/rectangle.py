@@ -26,7 +26,8 @@ MOST_RATED = 600  # candidates that the models are asked about
 FITS = 2  # the second with the spreads that the first one learned
 ASSUMED_SPREAD = 0.5
 SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
-CERTAIN = 1e-6
+CERTAIN = 1e-6  # deviation of ln MSE that stands for none
+NO_GAIN = 1e-6  # of the same box as NOTHING_LEFT
 LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
 PROMISING = 40
 DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
@@ -141,8 +142,8 @@ class RectangleSampler(BaseSampler):
         steps, layers = measured.steps, measured.layers
         share, quality = self._share(steps, layers), aggregated(measured.log_mse, self._goal.how)
         goal = self._goal.given(quality, measured.feasible)
-        chosen = _nearest(share, quality, MOST_FITTED)
-        self._fit(steps[chosen], layers[chosen], measured.log_mse[:, chosen])
+        near = _nearest(share, quality, MOST_FITTED)
+        self._fit(steps[near], layers[near], measured.log_mse[:, near])
         front = _front(share, quality)
         seen = useless.union(candidates.keys(steps, layers))
         if pending:
@@ -166,7 +167,7 @@ class RectangleSampler(BaseSampler):
         if gains.max() < NOTHING_LEFT and len(steps) >= LEAST_MEASURED:
             mean = np.array([model.mean(u, v) for model in self._models])
             predicted = yardstick.gains(self._share(u, v), mean, np.full_like(mean, CERTAIN))
-            return "front verified" if predicted.max() < CERTAIN else "nothing left to gain"
+            return "front verified" if predicted.max() < NO_GAIN else "nothing left to gain"
         value = gains + LEARNING * self._lessons(beliefs, gains)
         best = int(np.argmax(value / np.sqrt(self._generations(u[kept], v[kept], steps, layers))))
         chosen = kept[best]
@@ -175,7 +176,7 @@ class RectangleSampler(BaseSampler):
     def _lessons(self, beliefs: Sequence[Belief], gains: Numbers) -> Numbers:
         """What measuring each candidate would teach of the most promising ones, in the measure of their gains."""
         promising = np.argsort(-gains)[:PROMISING]
-        weights = gains[promising] / max(gains[promising].sum(), CERTAIN)
+        weights = gains[promising] / max(gains[promising].sum(), NO_GAIN)
         told = [model.learned(belief, promising) @ weights for model, belief in zip(self._models, beliefs, strict=True)]
         return np.asarray(gains.max() * np.sum(told, axis=0))
 
@@ -195,12 +196,12 @@ class RectangleSampler(BaseSampler):
             if len(trial.params) != self._grid.steps + len(self._grid.layers):
                 continue
             if trial.state is TrialState.RUNNING:
-                pending.append(self._rectangle(trial))
+                pending.append(space.flags_of(trial.params, self._grid))
             elif trial.user_attrs.get(MSE):
                 if trial.number not in self._known:
                     mse = np.maximum(np.asarray(trial.user_attrs[MSE], dtype=np.float64), LEAST_MSE)
                     feasible = all(violation <= 0 for violation in trial.constraints.values())
-                    self._known[trial.number] = _Row(*self._rectangle(trial), np.log(mse), feasible)
+                    self._known[trial.number] = _Row(*space.flags_of(trial.params, self._grid), np.log(mse), feasible)
                 rows.append(self._known[trial.number])
         rows = sorted(
             (r for r in rows if r.steps.any() and r.layers.any()), key=lambda r: -r.steps.sum() * r.layers.sum()
@@ -209,10 +210,6 @@ class RectangleSampler(BaseSampler):
             np.array([r.steps for r in rows]), np.array([r.layers for r in rows]),
             np.array([r.log_mse for r in rows]).T, np.array([r.feasible for r in rows], dtype=np.bool_), pending,
         )  # fmt: skip
-
-    def _rectangle(self, trial: FrozenTrial) -> Rectangle:
-        quantized = np.array([not trial.params[name] for name in space.names(self._grid)])
-        return quantized[: self._grid.steps], quantized[self._grid.steps :]
 
     def _fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
         """Anew each time: what a model was before would not be there in a resumed study."""

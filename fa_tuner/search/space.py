@@ -48,8 +48,12 @@ def to_policy(params: Mapping[str, bool], dtype: str, grid: Grid) -> SkipPolicy:
 
 def to_rectangle(policy: SkipPolicy, grid: Grid) -> tuple[Flags, Flags]:
     """Flags of the quantized steps [T] and of the quantized layers [N]; none for the native policy."""
-    skipped = list(to_params(policy, grid).values())
-    quantized = ~np.array(skipped, dtype=np.bool_)
+    return flags_of(to_params(policy, grid), grid)
+
+
+def flags_of(params: Mapping[str, bool], grid: Grid) -> tuple[Flags, Flags]:
+    """Flags of the quantized steps [T] and of the quantized layers [N], as these parameters have them."""
+    quantized = np.array([not params[name] for name in names(grid)], dtype=np.bool_)
     return quantized[: grid.steps], quantized[grid.steps :]
 
 

@@ -34,7 +34,7 @@ class Searching:
     """One process's part of the search of a study, beside that of other workers."""
 
     def __init__(self, job: Job) -> None:
-        """Bring Optuna's study in line with what is stored, and queue what is to be measured first."""
+        """Bring Optuna's study in line with what is stored."""
         from fa_tuner.search.acquisition import Goal
         from fa_tuner.search.study import PolicySearch
 
@@ -47,9 +47,6 @@ class Searching:
         mended = self._reconcile()
         if mended > 1:
             job.observer.note(f"resumed: {len(job.evaluations)} policies stored, {mended} trials brought in line")
-        for policy, origin in job.queue:
-            if policy.key not in job.evaluations:
-                self.search.enqueue(policy, origin)
 
     def to_the_end(self) -> str:
         """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
@@ -66,7 +63,7 @@ class Searching:
                 return "noise floor"
             self.job.stop_if_asked()
             elsewhere = self._catch_up()
-            if not self._queue_again(elsewhere) and self.job.done() + len(elsewhere) >= self.job.target:
+            if not self._queue(elsewhere) and self.job.done() + len(elsewhere) >= self.job.target:
                 time.sleep(WAIT_SECONDS)  # all that is left is being measured
                 continue
             failed = [e.policy for e in self.job.evaluations.values() if e.failed]
@@ -109,8 +106,9 @@ class Searching:
             self._reconcile()
         return self.job.elsewhere()
 
-    def _queue_again(self, elsewhere: list[SkipPolicy]) -> bool:
-        """Whether a queued policy is left that nobody is at: one that was not asked for yet, or a killed worker's."""
+    def _queue(self, elsewhere: list[SkipPolicy]) -> bool:
+        """Queue what is to be measured first; whether any is left that nobody is at: one that was not asked for yet, or
+        a killed worker's."""
         taken = self.job.evaluations.keys() | {policy.key for policy in elsewhere}
         left = [(policy, origin) for policy, origin in self.job.queue if policy.key not in taken]
         if left:
