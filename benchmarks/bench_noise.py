@@ -28,7 +28,7 @@ from fa_tuner.domain.study import Recommendation
 from fa_tuner.engines.landscape import Landscape
 from fa_tuner.engines.synthetic import synthetic_landscape
 from fa_tuner.recommend.question import recommend_from
-from fa_tuner.search.space import policy_count, random_policy
+from fa_tuner.search.space import Space
 from fa_tuner.settings import load_run_settings
 from fa_tuner.store.artifacts import Artifacts
 from fa_tuner.store.repository import Store
@@ -46,16 +46,6 @@ class Silent(Observer):
     def note(self, text: str) -> None: ...
     def stop_requested(self) -> bool:
         return False
-
-
-def every_policy(landscape: Landscape) -> list[SkipPolicy]:
-    """All of the grid but the native one, drawn until no new one is left: the grid is small."""
-    grid, found, seed = landscape.grid, {}, 0
-    while len(found) < policy_count(grid) - 1:
-        policy, seed = random_policy("fp8", grid, seed), seed + 1
-        if not policy.is_native:
-            found[policy.key] = policy
-    return list(found.values())
 
 
 def meets(landscape: Landscape, policy: SkipPolicy, wanted: Requirement) -> bool:
@@ -93,7 +83,8 @@ def main() -> None:
     for seed in track(range(seeds), console=Console(stderr=True)):
         with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
             landscape, made = study_of(seed, Path(folder))
-        able = [landscape.relative_latency(p) for p in every_policy(landscape) if meets(landscape, p, wanted)]
+        policies = Space(landscape.grid, ("fp8",)).policies()
+        able = [landscape.relative_latency(p) for p in policies if meets(landscape, p, wanted)]
         best = min(able, default=1.0)
         if made is None:
             none += 1

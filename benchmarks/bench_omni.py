@@ -120,7 +120,7 @@ def starting_and_switching() -> Table:
         if len(starts) < 2:
             engine.close()
     case, grid = work.workload.cases[0], engine.describe().grid
-    policies = [SkipPolicy.parse(text, "fp8", grid) for text in ("0/", "/0")]
+    policies = [SkipPolicy.parse(text, ("fp8",), grid) for text in ("0/", "/0")]
     around: dict[str, list[float]] = {"the same policy again": [], "another policy": []}
     generations = []
     for turn in range(24):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import os
 import platform
 import random
@@ -31,7 +30,7 @@ import numpy as np
 import optuna
 from rich.console import Console
 from rich.table import Table
-from search_methods import HEIGHTS, METHODS, OPTUNAS, SHADOWED, Method, Oracle, Spent, rectangle
+from search_methods import HEIGHTS, METHODS, ONE_DTYPE, OPTUNAS, SHADOWED, Method, Oracle, Spent, rectangle
 
 from fa_tuner.domain import pareto
 from fa_tuner.domain.pareto import Objectives
@@ -52,21 +51,21 @@ Point = tuple[float, float]  # share of cells quantized, worst-prompt PSNR in dB
 
 @dataclass
 class Scene:
-    """A landscape of one dtype; `best` are the points of its best known front."""
+    """A landscape and the dtypes that are searched; `best` are the points of its best known front."""
 
     name: str
     landscape: Landscape
-    dtype: str
+    dtypes: tuple[str, ...]
     recorded: bool
     best: list[Point] = field(default_factory=list)
     base: float = 0.0
 
     @property
     def size(self) -> int:
-        return self.landscape.grid.steps + len(self.landscape.grid.layers)
+        return len(self.dtypes) * self.landscape.grid.steps + len(self.landscape.grid.layers)
 
     def run(self, method: Method, budget: float, seed: int) -> Oracle:
-        oracle = Oracle(self.landscape, self.dtype, budget)
+        oracle = Oracle(self.landscape, self.dtypes, budget)
         with contextlib.suppress(Spent):
             method(oracle, seed)
         return oracle
@@ -79,16 +78,15 @@ def hypervolume(points: Sequence[Point], base: float) -> float:
 
 
 def exhaustive(scene: Scene) -> list[Point]:
-    oracle = Oracle(scene.landscape, scene.dtype, float("inf"))
-    flags = [list(itertools.product((False, True), repeat=n)) for n in (oracle.grid.steps, len(oracle.grid.layers))]
-    for steps, layers in itertools.product(*flags):
-        oracle.mse(oracle.policy(steps, layers))
+    oracle = Oracle(scene.landscape, scene.dtypes, float("inf"))
+    for policy in scene.landscape.record.policies or ():
+        oracle.mse(policy)
     return [(share, quality) for _, share, quality in oracle.log]
 
 
 def annealed(scene: Scene, threshold: float, seed: int = 0, evaluations: int = ANNEALED) -> list[Point]:
     """Simulated annealing of the largest share at the threshold: the points it came through."""
-    oracle, draw = Oracle(scene.landscape, scene.dtype, float("inf")), random.Random(seed)
+    oracle, draw = Oracle(scene.landscape, scene.dtypes, float("inf")), random.Random(seed)
     count, size = oracle.grid.steps, scene.size
     state = [draw.random() < 0.5 for _ in range(size)]
 
@@ -96,7 +94,7 @@ def annealed(scene: Scene, threshold: float, seed: int = 0, evaluations: int = A
         policy = oracle.policy(flags[:count], flags[count:])
         if policy.is_native:
             return 0.0
-        return policy.share(oracle.grid) - 0.05 * max(0.0, threshold - oracle.psnr(policy))
+        return oracle.share(policy) - 0.05 * max(0.0, threshold - oracle.psnr(policy))
 
     now = value(state)
     for step in range(evaluations):
@@ -120,17 +118,22 @@ def largest(points: Sequence[Point], threshold: float) -> float:
 
 
 def scenes(quick: bool) -> Iterator[Scene]:
+    recorded: dict[str, list[Landscape]] = {}
     for path in sorted(RECORDED.glob("*.json.gz")):
         landscape = Landscape.read(path)
-        for dtype in landscape.dtypes:
-            yield Scene(path.name.removesuffix(".json.gz"), landscape, dtype, True)
+        recorded.setdefault(landscape.workload.fingerprint, []).append(landscape)
+        yield Scene(path.name.removesuffix(".json.gz"), landscape, landscape.dtypes, True)
+    for parts in recorded.values():
+        if len(parts) > 1:  # one workload recorded in several dtypes: one front over them
+            joined = Landscape.joined(parts)
+            yield Scene(f"demo-{'+'.join(joined.dtypes)}-{joined.grid.steps}", joined, joined.dtypes, True)
     sizes = [(4, 30), (8, 30)] if quick else [(4, 30), (8, 30), (20, 40), (50, 60)]
     for index, (steps, layers) in enumerate(sizes):
         traits = {"interactions": (0.3, 0.5, 0.8)[index % 3], "cliffs": index % 3, "disagreement": 0.5}
         made = synthetic_landscape(
             steps, layers, 3, seed=index, psnr_db={"fp8": 33.0}, shadow_noise=0.2, growth=0.3, **traits
         )  # type: ignore[arg-type]
-        yield Scene(f"synthetic {steps}x{layers}", made, "fp8", False)
+        yield Scene(f"synthetic {steps}x{layers}", made, ("fp8",), False)
 
 
 def cpu_table(trials: int = 500, timed: int = 20) -> Table:
@@ -138,12 +141,12 @@ def cpu_table(trials: int = 500, timed: int = 20) -> Table:
     for the trial beside it: asked, told, with all its parameters and attributes."""
     steps, layers = 50, 60
     landscape = synthetic_landscape(steps, layers, 3, seed=1, psnr_db={"fp8": 33.0}, interactions=0.5)
-    oracle, draw = Oracle(landscape, "fp8", float("inf")), np.random.default_rng(0)
+    oracle, draw = Oracle(landscape, ("fp8",), float("inf")), np.random.default_rng(0)
     grid = oracle.grid
     search_ms, storage_ms = [], []
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{folder}/optuna.db"
-        search = PolicySearch(url, "s", "fp8", grid, "rectangle", 0, Goal(), True)
+        search = PolicySearch(url, "s", oracle.space, "rectangle", 0, Goal(), True)
         sampler = search._study.sampler
         propose = sampler.propose
 
@@ -220,7 +223,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         runs = searched(scene, seeds)
-        scene.base = next(iter(runs.values()))[0].log[0][2]
+        scene.base = max(next(iter(runs.values()))[0].log, key=lambda point: point[1])[2]  # of everything quantized
         if scene.recorded:
             scene.best = exhaustive(scene)
         else:
@@ -244,7 +247,9 @@ def searched(scene: Scene, seeds: Sequence[int]) -> dict[str, list[Oracle]]:
     for name, method in methods.items():
         ours = name in ("rectangle", SHADOWED)  # which ends by itself
         budget = STOP_GE if name in OPTUNAS or ours else 2.0 * scene.size
-        once = name in ("head and tail", "ranked layers", "leave one out")  # nothing random in them
+        once = name in ONE_DTYPE  # nothing random in them
+        if once and len(scene.dtypes) > 1:
+            continue
         runs[name] = [scene.run(method, budget, seed) for seed in (seeds[:1] if once else seeds)]
     return runs
 
@@ -254,8 +259,10 @@ def front_table(scene: Scene, runs: dict[str, list[Oracle]], whole: float) -> Ta
     grid = scene.landscape.grid
     early = 10 + 2 * len(grid.layers) / grid.steps
     table = Table(
-        title=f"{scene.name} {scene.dtype}: {grid}; share of the {'exhaustive' if scene.recorded else 'best known'} "
-        f"hypervolume ({whole:.3f} of the box), median (worst) of {len(runs['rectangle'])} seeds", title_justify="left",
+        title=f"{scene.name} {'+'.join(scene.dtypes)}: {grid}; share of the "
+        f"{'exhaustive' if scene.recorded else 'best known'} hypervolume ({whole:.3f} of the box), "
+        f"median (worst) of {len(runs['rectangle'])} seeds",
+        title_justify="left",
     )  # fmt: skip
     table.add_column("method")
     marks = {f"{budget / 4:.1f} GE": budget / 4, f"{early:.1f}": early, f"{budget:.0f}": budget, "300": STOP_GE}

@@ -35,7 +35,7 @@ from fa_tuner.engines.base import Description
 from fa_tuner.engines.diffusers import DiffusersEngine
 from fa_tuner.engines.synthetic import Synthetic
 from fa_tuner.evaluate import coverage, quality
-from fa_tuner.search.space import random_policy
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch
 from fa_tuner.settings import RunSettings
 from fa_tuner.store.artifacts import Artifacts
@@ -155,11 +155,12 @@ def fill(store: Store, settings: RunSettings) -> None:
     """Evaluations of random policies, as if they had been run."""
     study, known = store.study("bench"), {e.policy.key for e in store.evaluations("bench")}
     grid, workload = study.spec.grid, study.spec.workload
+    space = Space(grid, study.spec.dtypes)
     formula = formula_for(grid, workload)
     seed = 0
     while len(known) <= FILLED:
         seed += 1
-        policy = random_policy(settings.dtype, grid, seed)
+        policy = space.draw(seed)
         if policy.key in known:
             continue
         cases = tuple(q for case in workload.cases if (q := formula.quality(policy, case)) is not None)

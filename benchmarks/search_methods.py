@@ -27,16 +27,20 @@ class Spent(Exception):
 
 @dataclass
 class Oracle:
-    """Measures policies of one landscape and counts what that costs."""
+    """Measures policies of one landscape and counts what that costs. A policy's share is of the cells, and of what the
+    dtype that saves most saves."""
 
     landscape: Landscape
-    dtype: str
+    dtypes: tuple[str, ...]
     budget: float
     cost: float = 0.0
     log: list[tuple[float, float, float]] = field(default_factory=list)  # GE so far, share, PSNR
 
     def __post_init__(self) -> None:
         self.grid = self.landscape.grid
+        self.space = space.Space(self.grid, self.dtypes)
+        saved = {d: 1 - self.landscape.latency.attention_ratio[d] for d in self.dtypes}
+        self._saving = {d: saving / max(saved.values()) for d, saving in saved.items()}
         self.cases = self.landscape.workload.cases
         self._engine = ReplayEngine(self.landscape, LatencyNoise(), "projected", "")
         self._known: dict[str, tuple[float, ...]] = {}
@@ -59,27 +63,34 @@ class Oracle:
             self.cost += 1 - sum(g.reused_steps for g in made) / (self.grid.steps * len(made))
             answers = [g.recorded for g in made if g.recorded is not None]
             self._known[policy.key] = tuple(a.metrics["mse"] for a in answers)
-            self.log.append((self.cost, policy.share(self.grid), min(a.metrics["psnr_db"] for a in answers)))
+            self.log.append((self.cost, self.share(policy), min(a.metrics["psnr_db"] for a in answers)))
         return self._known[policy.key]
+
+    def share(self, policy: SkipPolicy) -> float:
+        return 0.0 if policy.is_native else policy.share(self.grid) * self._saving[policy.dtype]
 
     def psnr(self, policy: SkipPolicy) -> float:
         return min(100.0, 10 * float(np.log10(255.0**2 / max(1e-9, *self.mse(policy)))))
 
     def policy(self, steps: Sequence[bool], layers: Sequence[bool]) -> SkipPolicy:
-        """By flags of what is quantized."""
+        """By flags of what is quantized, in the first dtype."""
         skipped = (
             [i for i, on in enumerate(steps) if not on],
             [n for n, on in zip(self.grid.layers, layers, strict=True) if not on],
         )
-        return SkipPolicy(self.dtype, SkipSelector.of(skipped[0]), SkipSelector.of(skipped[1])).on(self.grid)
+        return SkipPolicy(self.dtypes[0], SkipSelector.of(skipped[0]), SkipSelector.of(skipped[1])).on(self.grid)
 
     def priors(self) -> list[space.Numbers]:
         """Shadow probes beside the baseline, paid for."""
-        asked = shadows.worth_asking(self.grid, self.dtype)
+        asked = shadows.worth_asking(self.space)
         self.cost += shadows.cost(asked, self.grid)
         answers = [self._engine.generate(NATIVE, case, "keep", asked).shadows for case in self.cases]
-        weights = [shadows.cell_weights(answer, self.grid, self.dtype) for answer in answers]
+        weights = [shadows.cell_weights(answer, self.space) for answer in answers]
         return [w for w in weights if w is not None]
+
+
+def distributions_of(oracle: Oracle) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {n: optuna.distributions.CategoricalDistribution(v) for n, v in oracle.space.choices.items()}
 
 
 Method = Callable[[Oracle, int], None]  # (oracle, seed)
@@ -87,18 +98,17 @@ Method = Callable[[Oracle, int], None]  # (oracle, seed)
 
 def with_optuna(name: str) -> Method:
     def search(oracle: Oracle, seed: int) -> None:
-        grid = oracle.grid
         study = optuna.create_study(
-            directions=["minimize", "maximize"], sampler=make_sampler(name, grid, seed)
+            directions=["minimize", "maximize"], sampler=make_sampler(name, oracle.space, seed)
         )  # fmt: skip
-        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
-        study.enqueue_trial(space.to_params(SkipPolicy(oracle.dtype), grid))
+        for dtype in oracle.dtypes:
+            study.enqueue_trial(oracle.space.to_params(SkipPolicy(dtype)))
         repeats = 0
         while repeats < 200:  # it proposes nothing new any more
-            trial = study.ask(distributions)
-            policy, count = space.to_policy(trial.params, oracle.dtype, grid), len(oracle.log)
+            trial = study.ask(distributions_of(oracle))
+            policy, count = oracle.space.to_policy(trial.params), len(oracle.log)
             quality = 100.0 if policy.is_native else oracle.psnr(policy)
-            study.tell(trial, [1 - policy.share(grid), quality])
+            study.tell(trial, [1 - oracle.share(policy), quality])
             repeats = repeats + 1 if len(oracle.log) == count else 0
 
     return search
@@ -106,21 +116,18 @@ def with_optuna(name: str) -> Method:
 
 def rectangle(shadowed: bool, threshold: float | None = None) -> Method:
     def search(oracle: Oracle, seed: int) -> None:
-        grid = oracle.grid
         priors = oracle.priors() if shadowed else None
-        sampler = RectangleSampler(grid, seed, Goal("worst", threshold), resumes=True, priors=priors)
+        sampler = RectangleSampler(oracle.space, seed, Goal("worst", threshold), resumes=True, priors=priors)
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-        distributions = {n: optuna.distributions.CategoricalDistribution(space.CHOICES) for n in space.names(grid)}
         while True:
             proposed = sampler.propose(study)
             if isinstance(proposed, str):
                 return
-            steps, layers = proposed.rectangle
-            policy = oracle.policy(steps.tolist(), layers.tolist())
+            policy = oracle.space.to_policy(oracle.space.params_of(proposed.rectangle))
             mse = oracle.mse(policy)
             study.add_trial(optuna.trial.create_trial(
-                values=[1 - policy.share(grid), oracle.psnr(policy)], params=space.to_params(policy, grid),
-                distributions=distributions, user_attrs={MSE: list(mse)},
+                values=[1 - oracle.share(policy), oracle.psnr(policy)], params=oracle.space.to_params(policy),
+                distributions=distributions_of(oracle), user_attrs={MSE: list(mse)},
             ))  # fmt: skip
 
     return search
@@ -129,7 +136,7 @@ def rectangle(shadowed: bool, threshold: float | None = None) -> Method:
 def head_and_tail(oracle: Oracle, _seed: int) -> None:
     """As xDiT's hybrid schedules: the first and last steps native, ever more of them, layers never."""
     steps, layers = oracle.grid.steps, [True] * len(oracle.grid.layers)
-    oracle.mse(SkipPolicy(oracle.dtype))
+    oracle.mse(SkipPolicy(oracle.dtypes[0]))
     for depth in range(1, steps):
         for head, tail in ((depth, 0), (0, depth), ((depth + 1) // 2, depth // 2)):
             if head + tail < steps:
@@ -141,7 +148,7 @@ def ranked_layers(oracle: Oracle, _seed: int) -> None:
     front at each of five thresholds."""
     grid = oracle.grid
     steps, width = [True] * grid.steps, len(grid.layers)
-    base = oracle.psnr(SkipPolicy(oracle.dtype))
+    base = oracle.psnr(SkipPolicy(oracle.dtypes[0]))
     alone = [oracle.psnr(oracle.policy(steps, [n == i for n in range(width)])) for i in range(width)]
     worst = np.argsort(alone, kind="stable").tolist()
     for wanted in [base + SPAN_DB * height for height in HEIGHTS]:
@@ -165,7 +172,7 @@ def leave_one_out(oracle: Oracle, _seed: int) -> None:
             [("step", t) not in chosen for t in range(count)], [("layer", n) not in chosen for n in range(width)]
         )
 
-    base = oracle.psnr(SkipPolicy(oracle.dtype))
+    base = oracle.psnr(SkipPolicy(oracle.dtypes[0]))
     # what it gains for the cells that it gives up
     gain = {name: (oracle.psnr(kept([name])) - base) * (count if name[0] == "step" else width) for name in names}
     order = sorted(names, key=lambda name: -gain[name])
@@ -185,5 +192,6 @@ METHODS: dict[str, Method] = {
     "ranked layers": ranked_layers,
     "leave one out": leave_one_out,
 }
+ONE_DTYPE = ("head and tail", "ranked layers", "leave one out")  # they know of one only
 OPTUNAS = ("TPE", "NSGA-II", "random")
 SHADOWED = "rectangle + shadows"

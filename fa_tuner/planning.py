@@ -17,6 +17,7 @@ from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profi
 
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Description, Engine, Shadow
+    from fa_tuner.search.space import Space
 
 POLICIES_AN_INDEX = 2  # what that many find is in docs/benchmarks.md
 SHADOWS = "shadow probes"
@@ -33,7 +34,7 @@ class TuneRequest:
     workload: Workload
     engine: str
     requirement: Requirement
-    dtype: str = "fp8"
+    dtypes: tuple[str, ...] = ("fp8",)
     engine_options: Mapping[str, Any] = field(default_factory=dict)
     sampler: str = "rectangle"
     sampler_seed: int = 0
@@ -74,7 +75,6 @@ def plan(request: TuneRequest) -> Plan:
     Quantized calls are emulated on other devices than an NPU and take longer there than the native ones timed.
     """
     from fa_tuner.search import shadows
-    from fa_tuner.search.space import policy_count
 
     with opened(request) as engine:
         description = engine.describe()
@@ -83,7 +83,7 @@ def plan(request: TuneRequest) -> Plan:
         cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
         measured = description.latency == "measured" and request.profile is None
         per_policy = cases * (2 * request.repeats if measured else 1)
-        space = policy_count(description.grid) - 1
+        space = space_of(request, description.grid).count - 1
         timed = engine.generate(SkipPolicy(), request.workload.cases[0])
         policies = target_of(request, description.grid)
         if request.budget_seconds is not None:
@@ -116,7 +116,7 @@ def shadows_beside_baseline(request: TuneRequest, description: Description) -> t
     from fa_tuner.search.shadows import worth_asking
 
     asks = description.shadows and request.sampler == "rectangle"
-    return worth_asking(description.grid, request.dtype) if asks else ()
+    return worth_asking(space_of(request, description.grid)) if asks else ()
 
 
 @contextmanager
@@ -129,12 +129,17 @@ def opened(request: TuneRequest) -> Iterator[Engine]:
         engine.close()
 
 
+def space_of(request: TuneRequest, grid: Grid) -> Space:
+    from fa_tuner.search.space import Space
+
+    return Space(grid, request.dtypes)
+
+
 def target_of(request: TuneRequest, grid: Grid) -> int:
     """How many policies the run wants measured, the native one not counted."""
-    from fa_tuner.search.space import policy_count
-
-    otherwise = POLICIES_AN_INDEX * (grid.steps + len(grid.layers)) if request.budget_seconds is None else MOST_POLICIES
-    return min(policy_count(grid) - 1, request.trials or otherwise)
+    space = space_of(request, grid)
+    otherwise = POLICIES_AN_INDEX * sum(space.size) if request.budget_seconds is None else MOST_POLICIES
+    return min(space.count - 1, request.trials or otherwise)
 
 
 def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
@@ -142,14 +147,14 @@ def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin
     weighs presets against other policies; Optuna's have to be told of them."""
     from fa_tuner.search.presets import all_quantized, presets
 
-    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(request.dtype), "anchor")]
+    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(dtype), "anchor") for dtype in request.dtypes]
     for text in request.tries:
-        policy = SkipPolicy.parse(text, request.dtype, grid)
+        policy = SkipPolicy.parse(text, request.dtypes, grid)
         if policy.is_native:
             raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
         listed.append((policy, "try"))
     if request.sampler != "rectangle":
-        listed += [(policy, "preset") for policy in presets(request.dtype, grid)]
+        listed += [(policy, "preset") for dtype in request.dtypes for policy in presets(dtype, grid)]
     seen: set[str] = set()
     for policy, origin in listed:
         if policy.key not in seen:
@@ -162,7 +167,8 @@ def profile_for(request: TuneRequest, description: Description) -> DeviceProfile
     if description.latency == "measured" and request.profile is None:
         return None
     profile = load_profile(request.profile or DEFAULT_PROFILE)
-    profile.check(request.dtype)
+    for dtype in request.dtypes:
+        profile.check(dtype)
     return profile
 
 

@@ -26,6 +26,7 @@ from pydantic_settings import (
 from fa_tuner.documents import read_yaml
 from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
 from fa_tuner.domain.measurement import PRESETS, Constraint, Requirement
+from fa_tuner.domain.policy import parse_dtypes
 from fa_tuner.domain.workload import Workload, fingerprint_of, split_holdout
 from fa_tuner.engines.model_files import local_path
 from fa_tuner.engines.registry import default_engine, engine_names
@@ -111,7 +112,7 @@ class RunSettings(EngineSettings):
     flow_shift: float | None = Field(None, description="scheduler's flow shift; default the model's")
     boundary_ratio: float | None = Field(None, ge=0, le=1, description="where Wan2.2's transformers change over")
     image: Path | None = Field(None, description="conditioning picture; makes it image-to-video")
-    dtype: str = Field("fp8", description="fp8, mxfp8 or mxfp4")
+    dtype: str = Field("fp8", description="fp8, mxfp8 or mxfp4; several as fp8,mxfp4 for one front over them")
     min_psnr: float | None = Field(None, description=f"dB against the native baseline; default {DEFAULT_MIN_PSNR:g}")
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description="vLLM-Omni's thresholds")
     constraints: list[str] = Field(default_factory=list, description="further bounds, such as ssim>=0.95")
@@ -184,11 +185,11 @@ class RunSettings(EngineSettings):
         return replace(recorded, **given, options=self.engine_args)
 
     def request(self) -> TuneRequest:
-        workload, wanted = self.workload(), self.requirement()
+        workload, wanted, dtypes = self.workload(), self.requirement(), parse_dtypes(self.dtype)
         budget = parse_duration(self.budget) if self.budget else None
         identity = {
-            "workload": workload.fingerprint, "dtype": self.dtype, "requirement": str(wanted), "engine": self.engine,
-            "sampler": self.sampler, "seed": self.sampler_seed, "profile": self.device_profile,
+            "workload": workload.fingerprint, "dtype": ",".join(dtypes), "requirement": str(wanted),
+            "engine": self.engine, "sampler": self.sampler, "seed": self.sampler_seed, "profile": self.device_profile,
         }  # fmt: skip
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(workload.model).name.removesuffix(".gz").removesuffix(".json"))
         options: dict[str, Any] = dict(self.engine_args)
@@ -200,8 +201,8 @@ class RunSettings(EngineSettings):
             if (value := getattr(self, name)) is not None:
                 options[name] = str(value.resolve()) if isinstance(value, Path) else value
         return TuneRequest(
-            study=self.study or f"{stem[:60]}-{self.dtype}-{fingerprint_of(identity)[:8]}",
-            workload=workload, engine=self.engine, engine_options=options, requirement=wanted, dtype=self.dtype,
+            study=self.study or f"{stem[:60]}-{'+'.join(dtypes)}-{fingerprint_of(identity)[:8]}",
+            workload=workload, engine=self.engine, engine_options=options, requirement=wanted, dtypes=dtypes,
             sampler=self.sampler, sampler_seed=self.sampler_seed, budget_seconds=budget, tries=tuple(self.tries),
             trials=self.trials, profile=self.device_profile,
             repeats=self.repeats,

@@ -83,7 +83,7 @@ def verify(request: TuneRequest, study: Study | None = None, note: Callable[[str
                 "with by --engine-arg, or verify without --study"
             )
         policy = _loaded(engine, request)
-        profile = profile_for(replace(request, dtype=policy.dtype), description)
+        profile = profile_for(replace(request, dtypes=(policy.dtype,)), description)
         evaluator = Evaluator(engine, request.workload, profile, request.repeats, note)
         first = engine.generate(policy, request.workload.cases[0])
         prove(description, policy, first)

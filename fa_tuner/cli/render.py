@@ -104,8 +104,9 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
     spec = study.spec
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
-    for name in ("skip steps", "skip layers", "quantized", f"gain ({spec.latency_source})", "±"):
-        table.add_column(name, justify="left" if name.startswith("skip") else "right", no_wrap=True)
+    several = len(spec.dtypes) > 1
+    for name in (*["dtype"] * several, "skip steps", "skip layers", "quantized", f"gain ({spec.latency_source})", "±"):
+        table.add_column(name, justify="left" if name.startswith(("skip", "dtype")) else "right", no_wrap=True)
     for name in ("PSNR dB worst", "mean", "SSIM worst", "held out", "meets", "from"):
         table.add_column(name, justify="right" if name[0] in "PmS" and name != "meets" else "left", no_wrap=True)
     timed = spec.latency_source == "measured"
@@ -117,7 +118,8 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
         met = spec.requirement.met_by(measured.cases)
         table.add_row(
             "*" if candidate is chosen or (chosen and policy == chosen.policy) else "",
-            "native" if policy.is_native else f'"{policy.skip_steps}"',
+            *[policy.dtype] * several,
+            f'"{policy.skip_steps}"' if not policy.is_native else "" if several else "native",
             "" if policy.is_native else f'"{policy.skip_layers}"',
             f"{policy.share(spec.grid):.0%}",
             f"{measured.latency.gain:.2%}",

@@ -94,7 +94,9 @@ def run(
     quality: Quality = None,
     constraint: Constraints = None,
     aggregate: AggregateBy = None,
-    dtype: Annotated[str | None, option("--dtype", panel=GOAL, help="fp8 (default), mxfp8 or mxfp4.")] = None,
+    dtype: Annotated[
+        str | None, option("--dtype", panel=GOAL, help="fp8 (default), mxfp8, mxfp4, or several: fp8,mxfp4.")
+    ] = None,
     device_profile: DeviceProfile = None,
     repeats: Repeats = None,
     study: Annotated[str | None, option("--study", panel=SEARCH, help="Name; default made from the workload.")] = None,

@@ -11,6 +11,20 @@ NATIVE = "native"
 DTYPES = ("fp8", "mxfp8", "mxfp4")
 
 
+def parse_dtypes(text: str) -> tuple[str, ...]:
+    """Read "fp8" or "fp8,mxfp4", in whatever order.
+
+    Raises:
+        UsageError: an unknown one, or one that is given twice.
+    """
+    given = [part.strip() for part in text.split(",")]
+    if unknown := [part for part in given if part not in DTYPES]:
+        raise UsageError(f"dtype {unknown[0][:20]!r} is unknown; choose of {', '.join(DTYPES)}, such as fp8,mxfp4")
+    if len(set(given)) < len(given):
+        raise UsageError(f"dtype {text[:40]!r} names one twice")
+    return tuple(dtype for dtype in DTYPES if dtype in given)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The cells that a policy decides: `steps` denoising steps by the eligible `layers` (block indices)."""
@@ -41,13 +55,20 @@ class SkipPolicy:
             raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
 
     @classmethod
-    def parse(cls, text: str, dtype: str, grid: Grid) -> SkipPolicy:
-        """Read "STEPS/LAYERS", such as "0,1,38,39/0-2"; either side may be empty.
+    def parse(cls, text: str, dtypes: tuple[str, ...], grid: Grid) -> SkipPolicy:
+        """Read "STEPS/LAYERS", such as "0,1,38,39/0-2"; either side may be empty. With one of the `dtypes` and a colon
+        before it, it is a policy's `key`; where there are several dtypes, it must have one.
 
         Raises:
             SelectorError, UsageError: with what is wrong and where.
         """
-        steps, slash, layers = text.partition("/")
+        dtype, colon, selectors = text.rpartition(":")
+        if not colon and len(dtypes) > 1:
+            raise UsageError(f'policy {text[:80]!r} is of which dtype? write it as "{dtypes[0]}:{text[:80]}"')
+        if colon and dtype not in dtypes:
+            raise UsageError(f"policy {text[:80]!r} is of dtype {dtype[:20]!r}; there is {', '.join(dtypes)}")
+        dtype = dtype or dtypes[0]
+        steps, slash, layers = selectors.partition("/")
         if not slash:
             raise UsageError(f'policy {text[:80]!r} has no "/"; write STEPS/LAYERS, such as "0,1/0-2" or "/0-2"')
         return cls(

@@ -40,13 +40,18 @@ class StudySpec:
 
     name: str
     workload: Workload
-    dtype: str
+    dtypes: tuple[str, ...]
     requirement: Requirement
     sampler: str
     sampler_seed: int
     environment: Mapping[str, Any]
     latency_source: LatencySource
     latency_profile: str | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtypes as they are written: "fp8" or "fp8,mxfp4"."""
+        return ",".join(self.dtypes)
 
     @property
     def grid(self) -> Grid:

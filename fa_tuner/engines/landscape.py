@@ -7,8 +7,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -207,6 +207,36 @@ class Landscape:
         return cls(
             workload, description.environment, description.dtypes, made_by, noise_floor_db, latency, table,
             shadows or {},
+        )  # fmt: skip
+
+    @classmethod
+    def joined(cls, parts: Sequence[Landscape]) -> Landscape:
+        """Tables of one workload in one environment, each of other dtypes, as one.
+
+        Raises:
+            DocumentError: they are not.
+        """
+        first, tables = parts[0], [part.record for part in parts]
+        dtypes = tuple(dtype for part in parts for dtype in part.dtypes)
+        alike = all((p.workload, p.environment) == (first.workload, first.environment) for p in parts)
+        recorded = [table for table in tables if isinstance(table, Table)]
+        if not alike or len(recorded) < len(parts) or len(set(dtypes)) < len(dtypes):
+            raise DocumentError(
+                "landscapes join that are recorded, of one workload, in one environment and of different dtypes"
+            )
+        policies = [policy for one in recorded for policy in one.policies]
+        kept = [i for i, policy in enumerate(policies) if not policy.is_native or policies.index(policy) == i]
+        table = Table(
+            tuple(policies[i] for i in kept), recorded[0].cases,
+            np.concatenate([one.values for one in recorded], axis=2)[:, :, kept],
+            np.concatenate([one.identical for one in recorded], axis=1)[:, kept],
+            np.concatenate([one.relative for one in recorded])[kept],
+        )  # fmt: skip
+        ratios = {dtype: ratio for part in parts for dtype, ratio in part.latency.attention_ratio.items()}
+        shadows = {case: {s: v for p in parts for s, v in p.shadows.get(case, {}).items()} for case in table.cases}
+        return cls(
+            first.workload, first.environment, dtypes, "; ".join(dict.fromkeys(part.made_by for part in parts)),
+            min(part.noise_floor_db for part in parts), replace(first.latency, attention_ratio=ratios), table, shadows,
         )  # fmt: skip
 
     @classmethod

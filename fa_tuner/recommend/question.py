@@ -35,7 +35,7 @@ class Question:
         work = study.spec.workload
         return (
             work.model == self.model
-            and (self.dtype is None or study.spec.dtype == self.dtype)
+            and (self.dtype is None or self.dtype in study.spec.dtypes)
             and all(
                 getattr(self, name) is None or getattr(work, name) == getattr(self, name)
                 for name in ("steps", "height", "width", "frames")
@@ -43,8 +43,11 @@ class Question:
         )
 
 
-def recommend_from(study: Study, evaluations: list[Evaluation], requirement: Requirement | None) -> Recommendation:
-    """The best measured policy of one study for a requirement (default: the study's own).
+def recommend_from(
+    study: Study, evaluations: list[Evaluation], requirement: Requirement | None, dtype: str | None = None
+) -> Recommendation:
+    """The best measured policy of one study for a requirement (default: the study's own), of `dtype` where one is
+    given.
 
     Raises:
         NothingQualifiesError, ThresholdError: see `choice.best` and `choice.check_floor`.
@@ -55,7 +58,7 @@ def recommend_from(study: Study, evaluations: list[Evaluation], requirement: Req
     if study.baseline is None:
         raise NothingQualifiesError(f"study {study.spec.name} has no baseline yet; run it first")
     check_floor(wanted, study.baseline)
-    chosen = best(candidates(evaluations), wanted)
+    chosen = best(candidates(e for e in evaluations if dtype in (None, e.policy.dtype)), wanted)
     return Recommendation(
         study=study,
         evaluation=chosen.evaluation,
@@ -87,7 +90,7 @@ def recommend(store: Studies, question: Question) -> Recommendation:
     refused: Exception | None = None
     for study in matching:
         try:
-            return recommend_from(study, store.evaluations(study.spec.name), question.requirement)
+            return recommend_from(study, store.evaluations(study.spec.name), question.requirement, question.dtype)
         except (NothingQualifiesError, NotQuantizedError, ThresholdError) as error:
             refused = refused or error
     assert refused is not None

@@ -8,11 +8,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fa_tuner.search.space import Flags, Numbers
+from fa_tuner.search.space import Flags, Numbers, Rectangle, Rectangles
 
 Phase = Literal["preset", "predicted", "probe", "exchange"]
-Rectangle = tuple[Flags, Flags]  # quantized steps [T], quantized layers [N]
-Rectangles = tuple[Flags, Flags]  # [n, T], [n, N]
 
 MOST_COUNTS = 10  # of steps, and of layers, on one chain
 EXCHANGED = 3  # of the worst quantized and of the best native indices

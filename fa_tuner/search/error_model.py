@@ -7,9 +7,11 @@ With w the weights of the cells, a and b the sums of its rows and columns, Q the
 
 alpha and beta are the sensitivities of steps and layers, normal about a straight line of unknown slope over the index
 (early errors grow, or fade; deep layers hurt more, or less); w0 is 1, or what shadow probes say of the cells; g and h,
-about 1, say how errors of steps and of layers add up. The residual r is a Gaussian process with the covariance of
-independent cells (interactions, by the delta method) and of alike rectangles (cliffs, correlations). All is fitted at
-once by Gauss-Newton to whatever rectangles were measured, so no policy is spent on a sensitivity alone.
+about 1, say how errors of steps and of layers add up. Of several dtypes each has a row for each step; a(Q) is then a
+share of its dtype's rows, w0 holds the dtypes' levels, and alpha is in part a step's own in every dtype. The residual r
+is a Gaussian process with the covariance of independent cells (interactions, by the delta method) and of alike
+rectangles (cliffs, correlations). All is fitted at once by Gauss-Newton to whatever rectangles were measured, so no
+policy is spent on a sensitivity alone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from fa_tuner.search.space import Flags, Indices, Numbers
 
 ROUNDS = 5  # of Gauss-Newton; a warm start needs one or two
-TRENDS = 2  # parameters: the slope over the steps, and over the layers
+ALIKE = 0.7  # of the variance of a step's sensitivity: what it has in common over the dtypes
 SETTLED = 0.03  # of the logarithm of a sensitivity
 LUCK_WEIGHT = 10.0  # measurements worth of belief in the prior luck
 MOST_LUCK = 0.5
@@ -59,18 +61,26 @@ class Belief:
 
 
 class ErrorModel:
-    """One prompt's. Rectangles are flags of quantized steps [n, T] and of quantized layers [n, N]."""
+    """One prompt's. Rectangles are flags of quantized rows [n, rows], a row a step, and of layers [n, layers]."""
 
-    def __init__(self, steps: int, layers: int, prior: Numbers | None = None, spreads: Spreads | None = None) -> None:
-        """`prior` [T, N] are cell weights above 0 up to a common factor."""
-        self._shape = (steps, layers)
+    def __init__(
+        self, rows: int, layers: int, prior: Numbers | None = None, spreads: Spreads | None = None, dtypes: int = 1
+    ) -> None:
+        """`prior` [rows, layers] are cell weights above 0 up to a common factor; see `Space` for the rows of `dtypes`
+        dtypes."""
+        self._shape = (rows, layers)
         self._prior = np.ones(self._shape) if prior is None else prior / prior.mean()
         self._spreads = spreads or Spreads()
-        self._lines = (
-            np.linspace(-1, 1, steps) if steps > 1 else np.zeros(1),
-            np.linspace(-1, 1, layers) if layers > 1 else np.zeros(1),
-        )
-        self._parameters = np.zeros(1 + steps + layers + TRENDS + 2)
+        steps = rows // dtypes
+        self._of_dtype = np.kron(np.eye(dtypes), np.ones((steps, 1)))  # [rows, dtypes]
+        # what rows, and layers, have in common beside their own sensitivities: [rows, .], [layers, .]
+        common = np.tile(np.eye(steps), (dtypes, 1)) if dtypes > 1 else np.zeros((rows, 0))
+        self._common = np.column_stack([np.tile(_line(steps), dtypes), common]), _line(layers)[:, None]
+        self._own = 1 - ALIKE if dtypes > 1 else 1.0
+        sizes = (1, rows, layers, *(part.shape[1] for part in self._common), 2)
+        ends = np.cumsum(sizes).tolist()
+        self._parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        self._parameters = np.zeros(ends[-1])
         self._sigma = (self._spreads.steps, self._spreads.layers)
         self._luck = self._spreads.luck
         self._fitted = False
@@ -78,11 +88,7 @@ class ErrorModel:
     def fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
         """Fit to n measured rectangles; a second fit begins where the first one ended. `log_mse` is [n]."""
         u, v = steps.astype(np.float64), layers.astype(np.float64)
-        spread, (count, width) = self._spreads, self._shape
-        variances = np.concatenate([
-            [spread.level**2], np.full(count, self._sigma[0] ** 2), np.full(width, self._sigma[1] ** 2),
-            [spread.trend**2] * TRENDS, [spread.adding**2] * 2,
-        ])  # fmt: skip
+        variances = self._prior_variances()
         mean = np.zeros_like(variances)
         mean[0] = log_mse[0]
         if not self._fitted:
@@ -103,13 +109,11 @@ class ErrorModel:
         explained = solve_triangular(factor[0], slopes, lower=True) * variances
         self._variances, self._slopes, self._alike, self._factor = variances, slopes, alike, factor
         self._open = np.maximum(variances - (explained**2).sum(0), 1e-9)
-        self._sigma = tuple(
-            self._spread_of(prior, part)
-            for prior, part in (
-                (spread.steps, slice(1, 1 + count)),
-                (spread.layers, slice(1 + count, 1 + count + width)),
-            )
-        )  # type: ignore[assignment]
+        _, rows, columns, *_ = self._parts
+        self._sigma = (
+            self._spread_of(self._spreads.steps, rows, self._own),
+            self._spread_of(self._spreads.layers, columns, 1.0),
+        )
         self._luck = self._luck_of(factor)
         self._fitted = True
 
@@ -156,13 +160,19 @@ class ErrorModel:
         cells = self.cells()
         return cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
 
-    def _spread_of(self, prior: float, part: slice) -> float:
-        """How much sensitivities spread, from what is known of them by now (one step of expectation and maximisation,
-        `PRIOR_WEIGHT` indices for the prior)."""
-        seen = float((self._parameters[part] ** 2 + self._open[part]).sum())
-        return float(
-            np.sqrt((PRIOR_WEIGHT * prior**2 + seen) / (PRIOR_WEIGHT + part.indices(len(self._open))[1] - part.start))
-        )
+    def _prior_variances(self) -> Numbers:
+        spread, (steps, layers) = self._spreads, (sigma**2 for sigma in self._sigma)
+        alike = self._common[0].shape[1] - 1
+        return np.concatenate([
+            [spread.level**2], np.full(self._shape[0], self._own * steps), np.full(self._shape[1], layers),
+            [spread.trend**2], np.full(alike, ALIKE * steps), [spread.trend**2], [spread.adding**2] * 2,
+        ])  # fmt: skip
+
+    def _spread_of(self, prior: float, part: slice, own: float) -> float:
+        """How much sensitivities spread, from what is known by now of the part of them that is each one's own, `own` of
+        the variance (one step of expectation and maximisation, `PRIOR_WEIGHT` indices for the prior)."""
+        seen = float((self._parameters[part] ** 2 + self._open[part]).sum()) / own
+        return float(np.sqrt((PRIOR_WEIGHT * prior**2 + seen) / (PRIOR_WEIGHT + part.stop - part.start)))
 
     def _luck_of(self, factor: tuple[Numbers, bool]) -> float:
         """The luck with which each measurement would be as far from what all others say of it as it is (the residuals
@@ -174,33 +184,31 @@ class ErrorModel:
         return float(np.sqrt(np.clip(self._spreads.luck**2 + more, self._spreads.luck**2, MOST_LUCK**2)))
 
     def _cells(self, parameters: Numbers) -> Numbers:
-        count = self._shape[0]
-        by_step = parameters[1 : 1 + count] + parameters[-4] * self._lines[0]
-        by_layer = parameters[1 + count : -4] + parameters[-3] * self._lines[1]
-        return np.asarray(self._prior * np.exp(by_step[:, None] + by_layer))
+        _, rows, columns, of_rows, of_columns, _ = (parameters[part] for part in self._parts)
+        by_row, by_layer = rows + self._common[0] @ of_rows, columns + self._common[1] @ of_columns
+        return np.asarray(self._prior * np.exp(by_row[:, None] + by_layer))
 
     def _sums(self, u: Numbers, v: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-        """By rectangle: what its steps add to each layer, its layers to each step, its total, and the logarithms of
-        its steps' and of its layers' shares of everything."""
+        """By rectangle: what its rows add to each layer, its layers to each row, its total, and the logarithms of
+        its rows' share of all rows of its dtype, and of its layers' of all layers."""
         cells = self._cells(self._parameters)
-        by_layer, by_step = u @ cells, v @ cells.T
-        share = np.log(u @ cells.sum(1) / cells.sum()), np.log(v @ cells.sum(0) / cells.sum())
-        return by_layer, by_step, (by_layer * v).sum(1), *share
+        by_layer, by_row, of_rows = u @ cells, v @ cells.T, cells.sum(1)
+        everything = (u @ self._of_dtype > 0) @ (of_rows @ self._of_dtype)
+        share = np.log(u @ of_rows / everything), np.log(v @ cells.sum(0) / cells.sum())
+        return by_layer, by_row, (by_layer * v).sum(1), *share
 
     def _expected(self, u: Numbers, v: Numbers) -> Numbers:
-        _, _, total, of_steps, of_layers = self._sums(u, v)
+        _, _, total, of_rows, of_layers = self._sums(u, v)
         size = self._shape[0] * self._shape[1]
         level, (g, h) = self._parameters[0], self._parameters[-2:]
-        return np.asarray(level + np.log(total / size) + g * of_steps + h * of_layers)
+        return np.asarray(level + np.log(total / size) + g * of_rows + h * of_layers)
 
     def _slope(self, u: Numbers, v: Numbers) -> Numbers:
-        """Derivatives [n, 1 + T + N + 4]; those through the small exponents of the shares are left out."""
-        by_layer, by_step, total, of_steps, of_layers = self._sums(u, v)
-        of_alpha, of_beta = u * by_step / total[:, None], v * by_layer / total[:, None]
-        trends = of_alpha @ self._lines[0], of_beta @ self._lines[1]
-        return np.column_stack([
-            np.ones(len(u)), of_alpha, of_beta, *trends, of_steps, of_layers
-        ])  # fmt: skip
+        """Derivatives [n, parameters]; those through the small exponents of the shares are left out."""
+        by_layer, by_row, total, of_rows, of_layers = self._sums(u, v)
+        of_alpha, of_beta = u * by_row / total[:, None], v * by_layer / total[:, None]
+        common = of_alpha @ self._common[0], of_beta @ self._common[1]
+        return np.column_stack([np.ones(len(u)), of_alpha, of_beta, *common, of_rows, of_layers])
 
     def _linearized(
         self, u: Numbers, v: Numbers, variances: Numbers
@@ -225,3 +233,7 @@ class ErrorModel:
         cells = (one[0] @ other[0].T) * (one[1] @ other[1].T)
         likeness = (one[2] @ other[2].T) * (one[3] @ other[3].T)
         return np.asarray(self._spreads.interactions**2 * cells + self._spreads.likeness**2 * likeness**2)
+
+
+def _line(size: int) -> Numbers:
+    return np.linspace(-1, 1, size) if size > 1 else np.zeros(1)

@@ -12,12 +12,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from fa_tuner.domain.policy import Grid
-from fa_tuner.search import candidates, space
+from fa_tuner.search import candidates
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
-from fa_tuner.search.candidates import Phase, Rectangle, Rectangles
+from fa_tuner.search.candidates import Phase
 from fa_tuner.search.error_model import Belief, ErrorModel, Spreads
-from fa_tuner.search.space import Flags, Indices, Numbers
+from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles, Space
 
 MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
 LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
@@ -26,6 +25,7 @@ MOST_RATED = 600  # candidates that the models are asked about
 FITS = 2  # the second with the spreads that the first one learned
 ASSUMED_SPREAD = 0.5
 SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
+LEAST_SAVED = 1e-4  # of native latency, for a dtype that saves nothing
 CERTAIN = 1e-6  # deviation of ln MSE that stands for none
 NO_GAIN = 1e-6  # of the same box as NOTHING_LEFT
 LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
@@ -50,17 +50,18 @@ class Proposed:
 
 @dataclass(frozen=True)
 class _Row:
-    steps: Flags
+    rows: Flags
     layers: Flags
+    latency: float
     log_mse: Numbers
     feasible: bool
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Rectangles [n, T] and [n, N] with ln MSE [prompts, n], the largest first; and those being run."""
+    """Rectangles [n, rows], [n, layers] with ln MSE [prompts, n], those that save most first; and those being run."""
 
-    steps: Flags
+    rows: Flags
     layers: Flags
     log_mse: Numbers
     feasible: Flags
@@ -78,37 +79,34 @@ class RectangleSampler(BaseSampler):
     """
 
     def __init__(
-        self, grid: Grid, seed: int = 0, goal: Goal | None = None, *, resumes: bool = False,
+        self, space: Space, seed: int = 0, goal: Goal | None = None, *, resumes: bool = False,
         priors: Sequence[Numbers] | None = None, costs: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             goal: what is searched for; the front over the worst prompt where none is given.
             resumes: whether the engine goes on from kept prefixes, which makes some policies cheap.
-            priors: cell weights [steps, layers] by prompt, from shadow probes.
+            priors: cell weights [rows, layers] by prompt, from shadow probes.
             costs: relative cost of a layer's native attention by layer; all alike where none are given.
         """
-        self._grid, self._seed, self._goal, self._resumes = grid, seed, goal or Goal(), resumes
-        self._priors = priors
-        weights = np.ones(len(grid.layers)) if costs is None else np.asarray(costs, dtype=np.float64)
+        self._space, self._seed, self._goal, self._resumes = space, seed, goal or Goal(), resumes
+        self._steps, self._priors, self._names = space.grid.steps, priors, space.choices.keys()
+        weights = np.ones(len(space.grid.layers)) if costs is None else np.asarray(costs, dtype=np.float64)
         self._costs = weights / weights.mean()
+        self._savings = np.ones(len(space.dtypes))
         self._models: list[ErrorModel] = []
         self._known: dict[int, _Row] = {}
         self._otherwise = RandomSampler(seed)
         self._next: Proposed | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {name: CategoricalDistribution(space.CHOICES) for name in space.names(self._grid)}
+        return {name: CategoricalDistribution(values) for name, values in self._space.choices.items()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
         proposed, self._next = self._next or self.propose(study), None
-        if isinstance(proposed, str):
-            return {}
-        steps, layers = proposed.rectangle
-        flags = dict(zip(space.names(self._grid), (*steps.tolist(), *layers.tolist()), strict=True))
-        return {name: not quantized for name, quantized in flags.items()}
+        return {} if isinstance(proposed, str) else self._space.params_of(proposed.rectangle)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -124,37 +122,46 @@ class RectangleSampler(BaseSampler):
         `failed` are not proposed again."""
         measured = self._measured(study)
         pending = [r for r in (*measured.pending, *elsewhere) if r[0].any() and r[1].any()]
-        useless = set(candidates.keys(*_stacked(failed))) if failed else set()
-        found = self._best(measured, pending, useless) if len(measured.steps) else self._first(pending, useless)
+        useless = set(candidates.keys(*self._stacked(failed)))
+        found: Proposed | Settled | None = self._anchor(measured, pending, useless)
+        if found is None:
+            found = self._best(measured, pending, useless)
         self._next = None if isinstance(found, str) else found
         return found
 
-    def _first(self, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
-        """Before anything was measured: everything quantized, which the yardstick begins with; then schedules."""
-        count, width = self._grid.steps, len(self._grid.layers)
-        u, v = candidates.schedules(count, width)
-        u, v = np.concatenate([np.ones((1, count), bool), u]), np.concatenate([np.ones((1, width), bool), v])
-        taken = useless.union(candidates.keys(*_stacked(pending)) if pending else ())
+    def _anchor(
+        self, measured: _Measured, pending: Sequence[Rectangle], useless: set[bytes]
+    ) -> Proposed | Settled | None:
+        """Everything quantized in each dtype, which the yardstick and the levels begin with; schedules where there is
+        nothing yet to fit to; None once all that is done."""
+        everything = np.ones((1, self._steps), bool), np.ones((1, len(self._costs)), bool)
+        wanted = [self._space.of(dtype, *everything) for dtype in self._space.dtypes]
+        if not len(measured.rows):
+            wanted.append(self._schedules())
+        u, v = _joined(wanted)
+        taken = useless.union(candidates.keys(measured.rows, measured.layers), candidates.keys(*self._stacked(pending)))
         left = [index for index, name in enumerate(candidates.keys(u, v)) if name not in taken]
-        return Proposed((u[left[0]], v[left[0]]), "preset", 1.0) if left else "nothing left to gain"
+        if left:
+            return Proposed((u[left[0]], v[left[0]]), "preset", 1.0)
+        return None if len(measured.rows) else "nothing left to gain"
 
     def _best(self, measured: _Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
-        steps, layers = measured.steps, measured.layers
-        share, quality = self._share(steps, layers), aggregated(measured.log_mse, self._goal.how)
+        rows, layers = measured.rows, measured.layers
+        share, quality = self._share(rows, layers), aggregated(measured.log_mse, self._goal.how)
         goal = self._goal.given(quality, measured.feasible)
         near = _nearest(share, quality, MOST_FITTED)
-        self._fit(steps[near], layers[near], measured.log_mse[:, near])
+        self._fit(rows[near], layers[near], measured.log_mse[:, near])
         front = _front(share, quality)
-        seen = useless.union(candidates.keys(steps, layers))
+        seen = useless.union(candidates.keys(rows, layers))
         if pending:
-            waiting = _stacked(pending)
+            waiting = self._stacked(pending)
             believed = np.array([model.mean(*waiting) for model in self._models])
             share = np.concatenate([share, self._share(*waiting)])
             quality = np.concatenate([quality, aggregated(believed, goal.how)])
             seen.update(candidates.keys(*waiting))
         yardstick = Yardstick(share, quality, goal)
         draw = np.random.default_rng([self._seed, len(seen)])
-        phases, u, v = candidates.unseen(self._listed(steps, layers, front, draw), seen)
+        phases, u, v = candidates.unseen(self._listed(rows, layers, front, draw), seen)
         if not phases:
             return "front verified"
         kept = self._promising(u, v, yardstick)
@@ -164,12 +171,12 @@ class RectangleSampler(BaseSampler):
             kept = np.arange(len(phases))
             beliefs = [model.predict(u, v) for model in self._models]
             gains = _gains(beliefs, self._share(u, v), yardstick)
-        if gains.max() < NOTHING_LEFT and len(steps) >= LEAST_MEASURED:
+        if gains.max() < NOTHING_LEFT and len(rows) >= LEAST_MEASURED:
             mean = np.array([model.mean(u, v) for model in self._models])
             predicted = yardstick.gains(self._share(u, v), mean, np.full_like(mean, CERTAIN))
             return "front verified" if predicted.max() < NO_GAIN else "nothing left to gain"
         value = gains + LEARNING * self._lessons(beliefs, gains)
-        best = int(np.argmax(value / np.sqrt(self._generations(u[kept], v[kept], steps, layers))))
+        best = int(np.argmax(value / np.sqrt(self._generations(u[kept], v[kept], rows, layers))))
         chosen = kept[best]
         return Proposed((u[chosen], v[chosen]), phases[chosen], float(gains[best]))
 
@@ -181,62 +188,97 @@ class RectangleSampler(BaseSampler):
         return np.asarray(gains.max() * np.sum(told, axis=0))
 
     def sensitivities(self, study: optuna.Study) -> list[tuple[Numbers, Numbers]]:
-        """By prompt, the share of the squared error of each step [T] and of each layer [N]; empty before anything was
+        """By prompt, the share of the squared error of each row and of each layer; empty before anything was
         measured."""
         measured = self._measured(study)
-        if not len(measured.steps):
+        if not len(measured.rows):
             return []
-        self._fit(measured.steps, measured.layers, measured.log_mse)
+        self._fit(measured.rows, measured.layers, measured.log_mse)
         return [model.sensitivities for model in self._models]
 
     def _measured(self, study: optuna.Study) -> _Measured:
         pending: list[Rectangle] = []
         rows: list[_Row] = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING)):
-            if len(trial.params) != self._grid.steps + len(self._grid.layers):
+            if trial.params.keys() != self._names:
                 continue
             if trial.state is TrialState.RUNNING:
-                pending.append(space.flags_of(trial.params, self._grid))
+                pending.append(self._space.flags_of(trial.params))
             elif trial.user_attrs.get(MSE):
                 if trial.number not in self._known:
                     mse = np.maximum(np.asarray(trial.user_attrs[MSE], dtype=np.float64), LEAST_MSE)
                     feasible = all(violation <= 0 for violation in trial.constraints.values())
-                    self._known[trial.number] = _Row(*space.flags_of(trial.params, self._grid), np.log(mse), feasible)
+                    rectangle = self._space.flags_of(trial.params)
+                    self._known[trial.number] = _Row(*rectangle, trial.values[0], np.log(mse), feasible)
                 rows.append(self._known[trial.number])
-        rows = sorted(
-            (r for r in rows if r.steps.any() and r.layers.any()), key=lambda r: -r.steps.sum() * r.layers.sum()
-        )
+        rows = [row for row in rows if row.rows.any() and row.layers.any()]
+        self._savings = self._savings_of(rows)
+        u, v = self._stacked([(row.rows, row.layers) for row in rows])
+        order = np.argsort(-self._share(u, v), kind="stable").tolist() if rows else []
         return _Measured(
-            np.array([r.steps for r in rows]), np.array([r.layers for r in rows]),
-            np.array([r.log_mse for r in rows]).T, np.array([r.feasible for r in rows], dtype=np.bool_), pending,
+            u[order], v[order], np.array([rows[i].log_mse for i in order]).T,
+            np.array([rows[i].feasible for i in order], dtype=np.bool_), pending,
         )  # fmt: skip
 
-    def _fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
+    def _savings_of(self, rows: Sequence[_Row]) -> Numbers:
+        """By dtype what quantizing everything saves, the largest as 1; a dtype that was not run so counts as much."""
+        saved = np.full(len(self._space.dtypes), np.nan)
+        for row in rows:
+            if len(saved) > 1 and row.layers.all() and row.rows.sum() == self._steps:
+                saved[row.rows.argmax() // self._steps] = max(1 - row.latency, LEAST_SAVED)
+        return np.nan_to_num(saved / np.nanmax(saved), nan=1.0) if np.isfinite(saved).any() else np.ones(len(saved))
+
+    def _fit(self, rows: Flags, layers: Flags, log_mse: Numbers) -> None:
         """Anew each time: what a model was before would not be there in a resumed study."""
-        size, priors = (self._grid.steps, len(self._grid.layers)), self._priors
-        self._models = (
-            [ErrorModel(*size) for _ in log_mse]
-            if priors is None
-            else [ErrorModel(*size, prior, SHADOWED) for prior in priors]
-        )
-        for model, row in zip(self._models, log_mse, strict=True):
+        dtypes, spreads = len(self._space.dtypes), None if self._priors is None else SHADOWED
+        priors = [np.ones(self._space.size)] * len(log_mse) if self._priors is None else self._priors
+        self._models = []
+        for prior, row in zip(priors, log_mse, strict=True):
+            levelled = prior if dtypes == 1 else self._levelled(prior, rows, layers, row)
+            model = ErrorModel(*self._space.size, levelled, spreads, dtypes)
             for _ in range(FITS):
-                model.fit(steps, layers, row)
+                model.fit(rows, layers, row)
+            self._models.append(model)
+
+    def _levelled(self, prior: Numbers, rows: Flags, layers: Flags, log_mse: Numbers) -> Numbers:
+        """Cell weights of which each dtype's add up to the error of quantizing everything in it, where that was
+        measured."""
+        levels = np.full(len(self._space.dtypes), np.nan)
+        for index in np.flatnonzero(layers.all(axis=1) & (rows.sum(1) == self._steps)):
+            levels[rows[index].argmax() // self._steps] = log_mse[index]
+        levels -= np.log(prior.reshape(len(levels), -1).sum(1))
+        levels = np.where(np.isfinite(levels), levels, np.nanmean(levels) if np.isfinite(levels).any() else 0.0)
+        return np.asarray(prior * np.exp(levels - levels.max()).repeat(self._steps)[:, None])
 
     def _listed(
-        self, steps: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
+        self, rows: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
     ) -> Iterator[tuple[Phase, Rectangles]]:
-        by_prompt = [model.cells() for model in self._models]
+        by_prompt = [self._by_dtype(model.cells()) for model in self._models]
         together = np.sum(by_prompt, axis=0)
-        yield "preset", candidates.schedules(*together.shape)
-        yield "predicted", candidates.chains(together, self._costs)
-        if len(by_prompt) > 1:
-            yield "predicted", candidates.chains(max(by_prompt, key=np.sum), self._costs)
-        for index in front:
-            yield "exchange", candidates.exchanges((steps[index], layers[index]), together)
+        yield "preset", self._schedules()
+        for index, dtype in enumerate(self._space.dtypes):
+            yield "predicted", self._space.of(dtype, *candidates.chains(together[index], self._costs))
+            if len(by_prompt) > 1:
+                worst = max((cells[index] for cells in by_prompt), key=np.sum)
+                yield "predicted", self._space.of(dtype, *candidates.chains(worst, self._costs))
+        for place in front:
+            steps, its = rows[place].reshape(-1, self._steps).any(axis=0), rows[place].argmax() // self._steps
+            near = candidates.exchanges((steps, layers[place]), together[its])
+            yield "exchange", self._space.of(self._space.dtypes[its], *near)
+            for dtype in self._space.dtypes:
+                yield "exchange", self._space.of(dtype, steps[None], layers[place][None])
         for _ in range(DRAWS):
-            drawn = np.sum([model.cells(draw) for model in self._models], axis=0)
-            yield "probe", candidates.chains(drawn, self._costs)
+            drawn = self._by_dtype(np.sum([model.cells(draw) for model in self._models], axis=0))
+            for dtype, cells in zip(self._space.dtypes, drawn, strict=True):
+                yield "probe", self._space.of(dtype, *candidates.chains(cells, self._costs))
+
+    def _schedules(self) -> Rectangles:
+        found = candidates.schedules(self._steps, len(self._costs))
+        return _joined([self._space.of(dtype, *found) for dtype in self._space.dtypes])
+
+    def _by_dtype(self, cells: Numbers) -> Numbers:
+        """[rows, layers] as [dtypes, steps, layers]."""
+        return cells.reshape(len(self._space.dtypes), self._steps, -1)
 
     def _promising(self, u: Flags, v: Flags, yardstick: Yardstick) -> Indices:
         """Indices of the candidates that the means of the models rate highest, all deviations taken as alike."""
@@ -246,33 +288,44 @@ class RectangleSampler(BaseSampler):
         gains = yardstick.gains(self._share(u, v), mean, np.full_like(mean, ASSUMED_SPREAD))
         return np.sort(np.argpartition(-gains, MOST_RATED)[:MOST_RATED])
 
-    def _share(self, steps: Flags, layers: Flags) -> Numbers:
-        """Of the cells, by cost."""
-        return np.asarray(steps.mean(1) * (layers * self._costs).mean(1))
+    def _share(self, rows: Flags, layers: Flags) -> Numbers:
+        """Of the cells, by what quantizing them saves."""
+        return np.asarray(rows @ self._savings.repeat(self._steps) / self._steps * (layers * self._costs).mean(1))
 
-    def _generations(self, u: Flags, v: Flags, steps: Flags, layers: Flags) -> Numbers:
+    def _generations(self, u: Flags, v: Flags, rows: Flags, layers: Flags) -> Numbers:
         """The share of the steps that each candidate has to run, after the longest prefix that it shares with the
         native run or with a measured policy of the same layers; at least the last step is run."""
-        count = self._grid.steps
+        count = self._steps
         if not self._resumes:
             return np.ones(len(u))
-        shared = np.argmax(u, axis=1)
+        wanted, run = self._dtypes_run(u), self._dtypes_run(rows)
+        shared = np.argmax(wanted > 0, axis=1)
         alike: dict[bytes, list[int]] = {}
         for index, row in enumerate(layers):
             alike.setdefault(row.tobytes(), []).append(index)
         for index, row in enumerate(v):
             if (others := alike.get(row.tobytes())) is not None:
-                differs = np.column_stack([steps[others] != u[index], np.ones(len(others), dtype=np.bool_)])
+                differs = np.column_stack([run[others] != wanted[index], np.ones(len(others), dtype=np.bool_)])
                 shared[index] = max(shared[index], int(np.argmax(differs, axis=1).max()))
         return np.asarray((count - np.minimum(shared, count - 1)) / count)
+
+    def _stacked(self, rectangles: Sequence[Rectangle]) -> Rectangles:
+        rows, layers = self._space.size
+        flags = [np.array([r[side] for r in rectangles], dtype=np.bool_) for side in (0, 1)]
+        return flags[0].reshape(-1, rows), flags[1].reshape(-1, layers)
+
+    def _dtypes_run(self, rows: Flags) -> Indices:
+        """By step 0 for native, else 1 for the first dtype and so on: [n, steps]."""
+        numbers = np.arange(1, len(self._space.dtypes) + 1)[:, None]
+        return np.asarray((rows.reshape(len(rows), -1, self._steps) * numbers).sum(1))
 
 
 def _gains(beliefs: Sequence[Belief], share: Numbers, yardstick: Yardstick) -> Numbers:
     return yardstick.gains(share, np.array([b.mean for b in beliefs]), np.array([b.deviation for b in beliefs]))
 
 
-def _stacked(rectangles: Sequence[Rectangle]) -> Rectangles:
-    return np.array([u for u, _ in rectangles]), np.array([v for _, v in rectangles])
+def _joined(parts: Sequence[Rectangles]) -> Rectangles:
+    return np.concatenate([u for u, _ in parts]), np.concatenate([v for _, v in parts])
 
 
 def _front(share: Numbers, quality: Numbers) -> list[int]:

@@ -10,9 +10,8 @@ import optuna
 from optuna.samplers import BaseSampler, BruteForceSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from fa_tuner.domain.errors import UsageError
-from fa_tuner.domain.policy import Grid
 from fa_tuner.search.acquisition import Goal
-from fa_tuner.search.space import Numbers
+from fa_tuner.search.space import Numbers, Space
 
 BRUTE_FORCE_LIMIT = 14  # parameters: 2^14 policies
 
@@ -34,23 +33,23 @@ _OPTUNAS: dict[str, Callable[[int], BaseSampler]] = {
 SAMPLERS = ("rectangle", *_OPTUNAS)
 
 
-def check_sampler(name: str, grid: Grid) -> None:
+def check_sampler(name: str, space: Space) -> None:
     """
     Raises:
         UsageError: no sampler of that name, or brute force over too many policies.
     """
     if name not in SAMPLERS:
         raise UsageError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    parameters = grid.steps + len(grid.layers)
+    parameters = len(space.choices)
     if name == "brute-force" and parameters > BRUTE_FORCE_LIMIT:
         raise UsageError(
-            f"brute force over {grid} would be 2^{parameters} policies; it is refused past 2^{BRUTE_FORCE_LIMIT}"
+            f"brute force over {space.grid} would be 2^{parameters} policies; it is refused past 2^{BRUTE_FORCE_LIMIT}"
         )
 
 
 def make_sampler(
     name: str,
-    grid: Grid,
+    space: Space,
     seed: int,
     drawn: int = 0,
     goal: Goal | None = None,
@@ -63,11 +62,11 @@ def make_sampler(
     Raises:
         UsageError: see `check_sampler`.
     """
-    check_sampler(name, grid)
+    check_sampler(name, space)
     if name == "rectangle":
         from fa_tuner.search.rectangle import RectangleSampler
 
-        return RectangleSampler(grid, seed, goal, resumes=resumes, priors=priors)
+        return RectangleSampler(space, seed, goal, resumes=resumes, priors=priors)
     with warnings.catch_warnings():
         # multivariate TPE is marked experimental; without it TPE ignores how steps and layers interact
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -19,13 +19,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from fa_tuner.domain.errors import StoreError
-from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.search import space
+from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.search.acquisition import Goal
-from fa_tuner.search.candidates import Rectangle
 from fa_tuner.search.rectangle import MSE, RectangleSampler, Settled
 from fa_tuner.search.samplers import make_sampler
-from fa_tuner.search.space import Numbers
+from fa_tuner.search.space import Numbers, Rectangle, Space
 
 ORIGIN = "origin"
 POLICY = "policy"
@@ -55,10 +53,10 @@ class Proposal:
 
 
 class PolicySearch:
-    """One Optuna study over the policies of one dtype on one grid."""
+    """One Optuna study over the policies of a space."""
 
     def __init__(
-        self, storage: str, name: str, dtype: str, grid: Grid, sampler: str, seed: int,
+        self, storage: str, name: str, space: Space, sampler: str, seed: int,
         goal: Goal | None = None, resumes: bool = False, priors: Sequence[Numbers] | None = None,
     ) -> None:  # fmt: skip
         """
@@ -66,13 +64,13 @@ class PolicySearch:
             UsageError: see `make_sampler`.
             StoreError: Optuna's storage cannot be opened.
         """
-        self.dtype, self.grid = dtype, grid
+        self.space = space
         self._distributions: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(space.CHOICES) for name in space.names(grid)
+            name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
         self._study = _open_study(storage, name)
         drawn = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(sampler, grid, seed, drawn, goal, resumes, priors)
+        self._study.sampler = make_sampler(sampler, space, seed, drawn, goal, resumes, priors)
         with warnings.catch_warnings():
             # marked experimental; it only gives optuna-dashboard its axis names
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -100,14 +98,14 @@ class PolicySearch:
         }
         if policy.key not in queued:
             attrs = {ORIGIN: origin, POLICY: policy.key}
-            self._study.enqueue_trial(space.to_params(policy, self.grid), user_attrs=attrs)
+            self._study.enqueue_trial(self.space.to_params(policy), user_attrs=attrs)
 
     def ask(self, elsewhere: Iterable[SkipPolicy] = (), failed: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
         """The next policy: a queued one, else the sampler's; why there is none, where our sampler expects nothing of
         any policy that is left. `elsewhere` are policies that other workers run; those that `failed` are not asked for
         again by our sampler."""
-        others = [space.to_rectangle(policy, self.grid) for policy in elsewhere]
-        useless = [space.to_rectangle(policy, self.grid) for policy in failed]
+        others = [self.space.to_rectangle(policy) for policy in elsewhere]
+        useless = [self.space.to_rectangle(policy) for policy in failed]
         while True:
             # another worker may see the trial before the claim, and close it as a killed worker's
             with self._stored(), suppress(optuna.exceptions.UpdateFinishedTrialError):
@@ -121,7 +119,7 @@ class PolicySearch:
                 return proposed
             origin = str(proposed.phase)
         trial = self._study.ask(self._distributions)
-        policy = space.to_policy(trial.params, self.dtype, self.grid)
+        policy = self.space.to_policy(trial.params)
         origin = trial.user_attrs.get(ORIGIN, origin)
         for name, value in ((POLICY, policy.key), (ORIGIN, origin)):
             if name not in trial.user_attrs:
@@ -174,7 +172,7 @@ class PolicySearch:
         self._study.add_trial(
             create_trial(
                 values=[score.relative, score.psnr_db],
-                params=space.to_params(policy, self.grid),
+                params=self.space.to_params(policy),
                 distributions=dict(self._distributions),
                 user_attrs={ORIGIN: origin, POLICY: policy.key, MSE: list(score.mse)},
                 constraints=dict(score.violations),
@@ -183,7 +181,7 @@ class PolicySearch:
 
     def _key_of(self, trial: FrozenTrial) -> str:
         if trial.params.keys() == self._distributions.keys():
-            return space.to_policy(trial.params, self.dtype, self.grid).key
+            return self.space.to_policy(trial.params).key
         return str(trial.user_attrs.get(POLICY, ""))
 
     def _tell(self, trial: optuna.Trial, score: Score | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Constraint, Coverage, Latency, Measurement, Requirement
-from fa_tuner.domain.policy import SkipPolicy
+from fa_tuner.domain.policy import SkipPolicy, parse_dtypes
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
@@ -212,7 +212,7 @@ def study_of(row: Row[Any]) -> Study:
     spec = StudySpec(
         name=row.name,
         workload=Workload.from_document(json.loads(row.workload)),
-        dtype=row.dtype,
+        dtypes=parse_dtypes(row.dtype),
         requirement=Requirement(tuple(Constraint(*c) for c in requirement["constraints"]), requirement["aggregate"]),
         sampler=row.sampler,
         sampler_seed=row.sampler_seed,

@@ -59,7 +59,7 @@ def _weights(job: Job, native: Measurement | None) -> list[Numbers] | None:
     from fa_tuner.search.shadows import cell_weights
 
     answers = shadow_answers(native) if native is not None else []
-    weights = [cell_weights(answer, job.grid, job.spec.dtype) for answer in answers]
+    weights = [cell_weights(answer, job.space) for answer in answers]
     known = [w for w in weights if w is not None]
     return known if known and len(known) == len(weights) else None
 

@@ -11,7 +11,7 @@ from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Evaluation, StudySpec, StudyState
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
-from fa_tuner.planning import TuneRequest, profile_for, queue, target_of
+from fa_tuner.planning import TuneRequest, profile_for, queue, space_of, target_of
 from fa_tuner.recommend.choice import candidates, pareto_front
 
 if TYPE_CHECKING:
@@ -48,19 +48,20 @@ class Job:
         self.search_storage = search_storage
         self.description = engine.describe()
         self.grid = self.description.grid
-        if request.dtype not in self.description.dtypes:
+        if lacking := [dtype for dtype in request.dtypes if dtype not in self.description.dtypes]:
             raise UsageError(
-                f"engine {request.engine} cannot run {request.dtype}; it has {', '.join(self.description.dtypes)}"
+                f"engine {request.engine} cannot run {', '.join(lacking)}; it has {', '.join(self.description.dtypes)}"
             )
         self.queue = list(queue(request, self.grid))
-        check_sampler(request.sampler, self.grid)  # before anything is stored
+        self.space = space_of(request, self.grid)
+        check_sampler(request.sampler, self.space)  # before anything is stored
         self.profile = profile_for(request, self.description)
         self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats, observer.note)
         self.target = target_of(request, self.grid)
         self.spec = StudySpec(
             name=request.study,
             workload=request.workload,
-            dtype=request.dtype,
+            dtypes=request.dtypes,
             requirement=request.requirement,
             sampler=request.sampler,
             sampler_seed=request.sampler_seed,
@@ -90,9 +91,8 @@ class Job:
 
     def elsewhere(self) -> list[SkipPolicy]:
         """The policies that other workers are at."""
-        own = f"{self.spec.dtype}:"
-        keys = (key.removeprefix(own) for key in self.others() if key.startswith(own))
-        return [SkipPolicy.parse(text, self.spec.dtype, self.grid) for text in keys]
+        policies = (key for key in self.others() if key.partition(":")[0] in self.spec.dtypes)
+        return [SkipPolicy.parse(key, self.spec.dtypes, self.grid) for key in policies]
 
     def stop(self, state: StudyState, reason: str) -> None:
         """Say how the study stands, unless other workers go on with it, or nothing of it was touched yet."""

@@ -41,7 +41,7 @@ class Searching:
         self.job, spec = job, job.spec
         resumes = job.description.resumes and job.profile is not None
         self.search = PolicySearch(
-            job.search_storage, spec.name, spec.dtype, job.grid, spec.sampler, spec.sampler_seed,
+            job.search_storage, spec.name, job.space, spec.sampler, spec.sampler_seed,
             Goal.of(spec.requirement), resumes, priors(job),
         )  # fmt: skip
         mended = self._reconcile()
@@ -50,8 +50,6 @@ class Searching:
 
     def to_the_end(self) -> str:
         """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
-        from fa_tuner.search.space import policy_count
-
         started, earlier, failures, repeats, draws = time.monotonic(), self._spent(), 0, 0, 0
         budget, tries = self.job.request.budget_seconds, [p.key for p, origin in self.job.queue if origin == "try"]
         while self.job.done() < self.job.target or any(key not in self.job.evaluations for key in tries):
@@ -89,14 +87,17 @@ class Searching:
             failures = failures + 1 if evaluation.failed else 0
             if failures == FAILURES_IN_A_ROW:
                 raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
-        return "front verified" if self.job.done() >= policy_count(self.job.grid) - 1 else "budget"
+        return "front verified" if self.job.done() >= self.job.space.count - 1 else "budget"
 
     def _at_noise_floor(self, study: Study) -> bool:
-        """Whether quantizing everything changes no more than a second native run does: then no policy can be better."""
-        everything = self.job.evaluations.get(self.job.queue[0][0].key)
-        if study.baseline is None or everything is None or everything.measurement is None:
+        """Whether quantizing everything, in the fastest dtype, changes no more than a second native run does: then no
+        policy can be better."""
+        anchors = [self.job.evaluations.get(p.key) for p, origin in self.job.queue if origin == "anchor"]
+        measured = [a.measurement for a in anchors if a is not None and a.measurement is not None]
+        if study.baseline is None or len(measured) < len(self.job.spec.dtypes):
             return False
-        return everything.measurement.psnr_db("worst") >= study.baseline.noise_floor_db
+        fastest = min(measured, key=lambda measurement: measurement.latency.relative)
+        return fastest.psnr_db("worst") >= study.baseline.noise_floor_db
 
     def _catch_up(self) -> list[SkipPolicy]:
         """Take in what other workers have measured since; returns what they are at."""
@@ -165,11 +166,9 @@ class Searching:
 
     def _unseen(self, draw: int) -> SkipPolicy:
         """A policy not evaluated yet, drawn at random; there is one as long as the target is not reached."""
-        from fa_tuner.search.space import random_policy
-
         seed = self.job.spec.sampler_seed * 1_000_003 + draw * 7919 + len(self.job.evaluations)
         while True:
-            policy = random_policy(self.job.spec.dtype, self.job.grid, seed)
+            policy = self.job.space.draw(seed)
             if policy.key not in self.job.evaluations:
                 return policy
             seed += 1

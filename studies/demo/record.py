@@ -13,38 +13,25 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import compress, product
 from pathlib import Path
 from typing import Any
 
 from fa_tuner.domain.errors import ConflictError
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Coverage, Latency, Measurement
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
-from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import Engine, Shadow
 from fa_tuner.engines.landscape import Landscape, LatencyModel
 from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
 from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profile
+from fa_tuner.search.space import Space
 from fa_tuner.settings import load_run_settings
 
 HERE = Path(__file__).parent
 PREFIX_CACHE_MB = 64  # the order of the policies needs few prefixes at a time
 SAY_EVERY_SECONDS = 30.0
-
-
-def every_policy(grid: Grid, dtype: str) -> Iterator[SkipPolicy]:
-    """All but the native one. For each set of layers the sets of steps come depth first, so that neighbours share the
-    longest prefixes and nothing need be kept for long."""
-    for native_layers in product((False, True), repeat=len(grid.layers)):
-        for native_steps in product((True, False), repeat=grid.steps):
-            steps = SkipSelector.of(compress(range(grid.steps), native_steps))
-            policy = SkipPolicy(dtype, steps, SkipSelector.of(compress(grid.layers, native_layers)))
-            if not policy.on(grid).is_native:
-                yield policy
 
 
 class Journal:
@@ -104,7 +91,7 @@ def measured(line: dict[str, Any], cases: tuple[Case, ...], dtype: str, grid: Gr
         CaseQuality(case, dict(zip(METRICS, values, strict=True)), identical)
         for case, (identical, *values) in zip(cases, line["cases"], strict=True)
     ]
-    policy = SkipPolicy.parse(line["policy"], dtype, grid)
+    policy = SkipPolicy.parse(line["policy"], (dtype,), grid)
     return Measurement(policy, Latency(1.0, "projected"), tuple(quality), Coverage(0, 0, 0, True))
 
 
@@ -122,7 +109,7 @@ def record(workload: Workload, dtype: str, attention_ratio: float | None, out: P
         journal.add({"shadows": shadows_beside_native(engine, cases, dtype)})
 
     done = {line["policy"] for line in journal.lines if "policy" in line}
-    ahead = [policy for policy in every_policy(grid, dtype) if _text(policy) not in done]
+    ahead = [policy for policy in Space(grid, (dtype,)).policies() if _text(policy) not in done]
     say(f"{len(done)} policies recorded, {len(ahead)} ahead, {len(cases)} generations each")
     began = said = time.monotonic()
     for count, policy in enumerate(ahead, 1):

@@ -125,7 +125,7 @@ def test_an_evaluation_that_is_refused_leaves_the_claim(store: Store, ann: Worke
 
 
 def policy_of(key: str) -> SkipPolicy:
-    return SkipPolicy.parse(key.partition(":")[2], "fp8", a_spec().grid)
+    return SkipPolicy.parse(key.partition(":")[2], ("fp8",), a_spec().grid)
 
 
 def test_a_claim_is_no_figure(store: Store, ann: Worker) -> None:

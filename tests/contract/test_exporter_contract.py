@@ -27,7 +27,7 @@ POLICIES = [
 def recommend(policy: SkipPolicy) -> Recommendation:
     workload = Workload("tiny", ("a cat",), height=64, width=64, frames=5, steps=10)
     environment: dict[str, Any] = {"steps": 10, "layers": list(range(6))}  # an engine may tell no more
-    spec = StudySpec("tiny", workload, policy.dtype, Requirement(()), "ours", 0, environment, "measured")
+    spec = StudySpec("tiny", workload, (policy.dtype,), Requirement(()), "ours", 0, environment, "measured")
     cases = tuple(CaseQuality(case, dict.fromkeys(METRICS, 1.0)) for case in workload.cases)
     measurement = Measurement(policy, Latency(0.9, "measured"), cases, Coverage(1, 0, 1, True))
     when = datetime(2026, 11, 5, tzinfo=UTC)

@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.search.space import names
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score, open_storage
 from tests.support.quick_disk import quick_folder
 
@@ -31,7 +31,7 @@ def folder() -> Iterator[Path]:
 
 
 def searching(sampler: str, seed: int = 3, storage: str = MEMORY, grid: Grid = GRID) -> PolicySearch:
-    return PolicySearch(storage, "s", "fp8", grid, sampler, seed)
+    return PolicySearch(storage, "s", Space(grid, ("fp8",)), sampler, seed)
 
 
 def score(policy: SkipPolicy, grid: Grid = GRID) -> Score:
@@ -53,9 +53,9 @@ def walk(search: PolicySearch, count: int) -> list[str]:
         proposal = search.ask()
         if isinstance(proposal, str):
             break
-        assert proposal.policy == proposal.policy.on(search.grid)
+        assert proposal.policy == proposal.policy.on(search.space.grid)
         keys.append(proposal.policy.key)
-        search.tell(proposal, score(proposal.policy, search.grid))
+        search.tell(proposal, score(proposal.policy, search.space.grid))
     return keys
 
 
@@ -74,7 +74,7 @@ def test_it_proposes_binary_parameters_of_the_grid_alone(sampler: str, folder: P
     search = searching(sampler, storage=storage)
     for _ in range(12):
         proposal = search.ask()
-        assert list(proposal.trial.params) == list(names(GRID))
+        assert list(proposal.trial.params) == list(Space(GRID, ("fp8",)).choices)
         assert all(type(value) is bool for value in proposal.trial.params.values())
         assert proposal.policy.dtype in ("fp8", "native")
         assert set(proposal.policy.skip_layers) <= set(GRID.layers)
@@ -104,7 +104,7 @@ def test_resuming_is_reproducible_too(sampler: str, folder: Path) -> None:
 
 def test_queued_policies_come_first(sampler: str) -> None:
     search = searching(sampler)
-    queued = [SkipPolicy.parse(text, "fp8", GRID) for text in ("1,2/3,7", "0,2/2", "1/0,7", "0,3/3")]
+    queued = [SkipPolicy.parse(text, ("fp8",), GRID) for text in ("1,2/3,7", "0,2/2", "1/0,7", "0,3/3")]
     walk(search, 3)
     for policy in queued:
         search.enqueue(policy, "try")
@@ -130,7 +130,7 @@ def test_a_failed_policy_does_not_stop_it(sampler: str) -> None:
 def test_it_learns_of_what_was_added_without_asking(sampler: str) -> None:
     search = searching(sampler)
     for text in ("/", "0/", "/0", "3/7"):
-        policy = SkipPolicy.parse(text, "fp8", GRID)
+        policy = SkipPolicy.parse(text, ("fp8",), GRID)
         search.add(policy, "try", score(policy))
     walk(search, 8)
 

@@ -43,7 +43,7 @@ def test_keys_are_unique_among_canonical_policies(one: SkipPolicy, other: SkipPo
 @given(policies())
 def test_what_is_written_is_read_back(policy: SkipPolicy) -> None:
     text = f"{policy.skip_steps}/{policy.skip_layers}"
-    assert SkipPolicy.parse(text, policy.dtype, GRID) == policy.on(GRID)
+    assert SkipPolicy.parse(text, (policy.dtype,), GRID) == policy.on(GRID)
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_what_is_written_is_read_back(policy: SkipPolicy) -> None:
     [("/", "fp8:/"), ("0,1/0-2", "fp8:0,1/0-2"), ("/3", "fp8:/3"), ("0-5/", "native"), ("/0-3", "native")],
 )
 def test_parsed(text: str, key: str) -> None:
-    assert SkipPolicy.parse(text, "fp8", GRID).key == key
+    assert SkipPolicy.parse(text, ("fp8",), GRID).key == key
 
 
 @pytest.mark.parametrize("text", ["", "0,1", "native"])
 def test_a_policy_without_its_slash_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match='no "/"'):
-        SkipPolicy.parse(text, "fp8", GRID)
+        SkipPolicy.parse(text, ("fp8",), GRID)
 
 
 @pytest.mark.parametrize("text", ["6/", "/4", "0/1/2", "x/", "/-"])
 def test_a_bad_selector_is_refused(text: str) -> None:
     with pytest.raises(SelectorError):
-        SkipPolicy.parse(text, "fp8", GRID)
+        SkipPolicy.parse(text, ("fp8",), GRID)
 
 
 @pytest.mark.parametrize("dtype", ["", "FP8", "int4", "fp8 "])
@@ -74,7 +74,7 @@ def test_an_unknown_dtype_is_refused(dtype: str) -> None:
 
 def test_only_eligible_layers_count() -> None:
     grid = Grid(2, (1, 5))
-    policy = SkipPolicy.parse("0/5", "fp8", grid)
+    policy = SkipPolicy.parse("0/5", ("fp8",), grid)
     assert grid.layer_bound == 6
     assert policy.quantized_layers(grid) == (1,)
     assert policy.share(grid) == 0.25
@@ -82,5 +82,5 @@ def test_only_eligible_layers_count() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert str(SkipPolicy()) == "native"
-    assert str(SkipPolicy.parse("0/", "fp8", GRID)) == 'fp8, skip steps "0", layers ""'
+    assert str(SkipPolicy.parse("0/", ("fp8",), GRID)) == 'fp8, skip steps "0", layers ""'
     assert str(GRID) == "6 steps x 4 layers"

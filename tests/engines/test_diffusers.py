@@ -62,7 +62,7 @@ def frames_of(engine: DiffusersEngine, policy: SkipPolicy, work: Workload) -> np
 
 
 def policy(engine: DiffusersEngine, text: str, dtype: str = "fp8") -> SkipPolicy:
-    return SkipPolicy.parse(text, dtype, engine.describe().grid)
+    return SkipPolicy.parse(text, (dtype,), engine.describe().grid)
 
 
 # --- what is generated ----------------------------------------------------------------------------------------------

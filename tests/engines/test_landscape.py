@@ -147,11 +147,11 @@ def test_holdout_is_kept_where_it_was_measured(tmp_path: Path) -> None:
     formula = synthetic_landscape(2, 2, prompts=1, holdout=1)
     (searched,), (held,) = formula.workload.cases, formula.workload.holdout_cases
     table = tabulated(formula, every_policy(formula.grid))
-    finalist = SkipPolicy.parse("0/", "fp8", formula.grid)
+    finalist = SkipPolicy.parse("0/", ("fp8",), formula.grid)
     measured = table.record.quality(finalist, searched)
     on_holdout = formula.record.quality(finalist, held)
     assert measured is not None and on_holdout is not None
-    other = SkipPolicy.parse("1/", "fp8", formula.grid)
+    other = SkipPolicy.parse("1/", ("fp8",), formula.grid)
 
     def measurement(policy: SkipPolicy, *holdout: CaseQuality) -> Measurement:
         found = tabulated(formula, [policy]).record.quality(policy, searched)
@@ -187,7 +187,7 @@ def test_native_needs_no_record() -> None:
 
 def test_without_a_recorded_latency_the_model_answers() -> None:
     landscape = tabulated(FORMULA, POLICIES, timed=False)
-    half = SkipPolicy.parse("/0", "fp8", GRID)
+    half = SkipPolicy.parse("/0", ("fp8",), GRID)
     assert landscape.relative_latency(half) == pytest.approx(1 - 0.5 * 0.5 * (1 - 0.8))
 
 
@@ -393,14 +393,14 @@ class TestSynthetic:
         assert path.stat().st_size < 4000
         assert again.size > 2**80
         assert again.record.policies is None
-        policy = SkipPolicy.parse("0-3,17/5,9-12", "mxfp4", again.grid)
+        policy = SkipPolicy.parse("0-3,17/5,9-12", ("mxfp4",), again.grid)
         for case in again.workload.cases:
             assert again.record.quality(policy, case) == landscape.record.quality(policy, case)
 
     def test_a_seed_means_the_same_on_every_machine(self) -> None:
         record = synthetic_landscape(4, 3, prompts=2, seed=1, cliffs=2).record
         assert isinstance(record, Synthetic)
-        found = [record.mse(SkipPolicy.parse("0/", "fp8", Grid(4, (0, 1, 2))), case) for case in record.cases]
+        found = [record.mse(SkipPolicy.parse("0/", ("fp8",), Grid(4, (0, 1, 2))), case) for case in record.cases]
         assert found == pytest.approx([1562.0705922710179, 5223.063947881042], rel=1e-9)
 
     def test_the_documented_formula(self) -> None:
@@ -465,7 +465,7 @@ class TestSynthetic:
         record = synthetic_landscape(4, 4, prompts=1, interactions=0.0, psnr_db={"fp8": 60.0}).record
         assert isinstance(record, Synthetic)
         grid, case = record.grid, record.cases[0]
-        only = [[SkipPolicy.parse(f"{_but(s)}/{_but(n)}", "fp8", grid) for n in range(4)] for s in range(4)]
+        only = [[SkipPolicy.parse(f"{_but(s)}/{_but(n)}", ("fp8",), grid) for n in range(4)] for s in range(4)]
         cells = np.array([[record.mse(policy, case) for policy in row] for row in only])
         assert np.linalg.matrix_rank(cells, tol=1e-4 * cells.max()) == 1
 
@@ -486,7 +486,7 @@ class TestSynthetic:
     def test_prompts_disagree_as_asked(self) -> None:
         def levels(disagreement: float) -> list[float]:
             landscape = synthetic_landscape(4, 4, prompts=6, disagreement=disagreement)
-            everything = SkipPolicy.parse("/", "fp8", landscape.grid)
+            everything = SkipPolicy.parse("/", ("fp8",), landscape.grid)
             return [landscape.record.quality(everything, c).metrics["psnr_db"] for c in landscape.workload.cases]  # type: ignore[union-attr]
 
         assert np.ptp(levels(0.0)) == 0.0
@@ -564,7 +564,7 @@ def test_the_documented_file_is_read(tmp_path: Path) -> None:
     assert example is not None
     landscape = Landscape.read(written(tmp_path, example[1]))
     assert landscape.size == 3
-    assert landscape.relative_latency(SkipPolicy.parse("0/", "fp8", landscape.grid)) == pytest.approx(0.95)
+    assert landscape.relative_latency(SkipPolicy.parse("0/", ("fp8",), landscape.grid)) == pytest.approx(0.95)
 
 
 def _but(index: int) -> str:

@@ -37,8 +37,8 @@ def size_of_one(size: int = 100) -> int:
 def test_rows_say_what_each_step_runs_in() -> None:
     grid = Grid(4, (0, 1, 2))
     assert step_rows(SkipPolicy(), 4) == NATIVE
-    assert step_rows(SkipPolicy.parse("0,2/1", "mxfp4", grid), 4) == ("native", "mxfp4/1", "native", "mxfp4/1")
-    different = [SkipPolicy("fp8"), SkipPolicy("mxfp8"), SkipPolicy.parse("/0", "fp8", grid)]
+    assert step_rows(SkipPolicy.parse("0,2/1", ("mxfp4",), grid), 4) == ("native", "mxfp4/1", "native", "mxfp4/1")
+    different = [SkipPolicy("fp8"), SkipPolicy("mxfp8"), SkipPolicy.parse("/0", ("fp8",), grid)]
     assert len({step_rows(policy, 4)[0] for policy in different}) == 3
 
 

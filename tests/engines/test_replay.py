@@ -19,8 +19,8 @@ from fa_tuner.engines.synthetic import synthetic_landscape
 from tests.support.tables import every_policy, tabulated
 
 FORMULA = synthetic_landscape(3, 2, prompts=2, holdout=1, seed=3, native_seconds=10.0)
-EVERYTHING = SkipPolicy.parse("/", "fp8", FORMULA.grid)
-HALF = SkipPolicy.parse("/0", "fp8", FORMULA.grid)
+EVERYTHING = SkipPolicy.parse("/", ("fp8",), FORMULA.grid)
+HALF = SkipPolicy.parse("/0", ("fp8",), FORMULA.grid)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ class TestReuse:
 
     def test_steps_in_common_after_a_difference_are_not_shared(self, formula: Path) -> None:
         engine, case = opened(formula), FORMULA.workload.cases[0]
-        engine.generate(SkipPolicy.parse("0/", "fp8", FORMULA.grid), case, "keep")
+        engine.generate(SkipPolicy.parse("0/", ("fp8",), FORMULA.grid), case, "keep")
         assert engine.generate(EVERYTHING, case, "reuse").reused_steps == 0
 
 

@@ -17,7 +17,7 @@ from fa_tuner.evaluate.coverage import prove, total
 GRID = Grid(4, (0, 2, 5))
 EACH = 2
 DESCRIPTION = Description("fake", GRID, EACH, ("fp8", "mxfp8"), "projected", "emulated", "cpu", "WanPipeline")
-POLICY = SkipPolicy.parse("0/5", "fp8", GRID)  # 3 steps x 2 layers quantized
+POLICY = SkipPolicy.parse("0/5", ("fp8",), GRID)  # 3 steps x 2 layers quantized
 Calls = Counter[CellCall]
 
 
@@ -115,13 +115,13 @@ def test_one_cell_that_differs_is_named(change: Callable[[Calls], object], cell:
 
 def test_selectors_that_are_shifted_by_one_step() -> None:
     """The step index restarts, or counts from one: as many quantized calls as asked for, elsewhere."""
-    shifted = right(SkipPolicy.parse("3/5", "fp8", GRID))
+    shifted = right(SkipPolicy.parse("3/5", ("fp8",), GRID))
     assert sum(shifted.values()) == sum(right(POLICY).values())
     assert "step 0 layer 0 made 2 fp8" in refusal(generation(shifted))
 
 
 def test_steps_alone_obeyed() -> None:
-    assert "step 1 layer 5 made 2 fp8" in refusal(generation(right(SkipPolicy.parse("0/", "fp8", GRID))))
+    assert "step 1 layer 5 made 2 fp8" in refusal(generation(right(SkipPolicy.parse("0/", ("fp8",), GRID))))
 
 
 def test_native_that_ran_quantized() -> None:

@@ -26,7 +26,7 @@ GRID = Grid(2, (0, 1))
 WORK = Workload("m", ("a cat", "a dog"), 16, 16, 5, 2, holdout=("a bird",), seeds=(0, 7))
 FIRST, *_ = CASES = WORK.cases
 PROFILE = DeviceProfile("p", "here", 10.0, 5.0, {"fp8": 4.0})
-POLICY = SkipPolicy.parse("0/", "fp8", GRID)
+POLICY = SkipPolicy.parse("0/", ("fp8",), GRID)
 Change = Callable[[Generation], Generation]
 
 

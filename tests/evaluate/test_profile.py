@@ -67,7 +67,7 @@ def test_native_takes_the_native_time(shipped: DeviceProfile) -> None:
 
 @pytest.mark.parametrize(("text", "share"), [("0/", 0.75), ("/0-19", 0.5), ("0,1/0-9", 0.375), ("0-2/1-39", 1 / 160)])
 def test_the_gain_is_in_proportion_to_the_cells(shipped: DeviceProfile, text: str, share: float) -> None:
-    latency = shipped.project(SkipPolicy.parse(text, "fp8", GRID), GRID, OWN)
+    latency = shipped.project(SkipPolicy.parse(text, ("fp8",), GRID), GRID, OWN)
     assert latency.gain == pytest.approx(1.38 / 14.13 * share)
 
 

@@ -22,7 +22,7 @@ GRID = Grid(3, (0, 1))
 WORK = Workload("m", ("a cat", "a dog"), 16, 16, 5, 3, holdout=("a bird", "a fish"))
 CAT, DOG = WORK.cases
 PROFILE = DeviceProfile("p", "here", 10.0, 5.0, {"fp8": 4.0})
-LATE = SkipPolicy.parse("0,1/", "fp8", GRID)  # two native steps first
+LATE = SkipPolicy.parse("0,1/", ("fp8",), GRID)  # two native steps first
 EVERYTHING = SkipPolicy("fp8")
 Asked = tuple[str, Case, Prefix]
 
@@ -127,7 +127,7 @@ def test_once_trusted_it_is_not_checked_again(engine: ResumingEngine) -> None:
     evaluator.measure(LATE)
     engine.asked.clear()
     again, _ = evaluator.measure(LATE)
-    other, _ = evaluator.measure(SkipPolicy.parse("0/", "fp8", GRID))
+    other, _ = evaluator.measure(SkipPolicy.parse("0/", ("fp8",), GRID))
     assert {prefix for _, _, prefix in engine.asked} == {"reuse"} and len(engine.asked) == 4
     assert (again.detail["steps_reused"], other.detail["steps_reused"]) == (4, 2)
     assert len(notes) == 1

@@ -41,7 +41,7 @@ def build(
     spec = StudySpec(
         name="wan22",
         workload=workload,
-        dtype="fp8",
+        dtypes=("fp8",),
         requirement=Requirement((Constraint.parse("psnr_db>=25"),)),
         sampler="ours",
         sampler_seed=0,

@@ -59,7 +59,7 @@ def switched(workload: Workload, picture: Path) -> Iterator[VllmOmniEngine]:
 @pytest.fixture(scope="module")
 def recommendation(switched: VllmOmniEngine, workload: Workload) -> Recommendation:
     described = switched.describe()
-    policy = SkipPolicy.parse(POLICY, "fp8", described.grid)
+    policy = SkipPolicy.parse(POLICY, ("fp8",), described.grid)
     made = build(environment={**described.environment, "pipeline": described.pipeline})
     spec = replace(made.study.spec, workload=workload)
     return replace(

@@ -24,7 +24,7 @@ POLICIES = (
 
 
 def policy(text: str, engine: VllmOmniEngine, dtype: str = "fp8") -> SkipPolicy:
-    return SkipPolicy.parse(text, dtype, engine.describe().grid)
+    return SkipPolicy.parse(text, (dtype,), engine.describe().grid)
 
 
 def run(engine: VllmOmniEngine, text: str, dtype: str = "fp8", prefix: str = "none") -> Generation:

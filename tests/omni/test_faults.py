@@ -70,7 +70,7 @@ def test_what_runs_something_else_is_caught_by_the_count(
     engine = VllmOmniEngine.open(one_case, OPTIONS)
     try:
         grid = engine.describe().grid
-        policy = SkipPolicy.parse(text, "fp8", grid) if text else SkipPolicy()
+        policy = SkipPolicy.parse(text, ("fp8",), grid) if text else SkipPolicy()
         with pytest.raises(NotQuantizedError, match=said):
             prove(engine.describe(), policy, engine.generate(policy, one_case.cases[0]))
     finally:
@@ -100,7 +100,7 @@ def test_a_failure_costs_one_generation(
     monkeypatch.setenv(STRIKES, str(strikes))
     engine = VllmOmniEngine.open(one_case, {**OPTIONS, "hang_seconds": "15"})
     try:
-        case, policy = one_case.cases[0], SkipPolicy.parse("0/", "fp8", engine.describe().grid)
+        case, policy = one_case.cases[0], SkipPolicy.parse("0/", ("fp8",), engine.describe().grid)
         native = engine.generate(SkipPolicy(), case)
         assert engine._process is not None
         mark, pid = engine._process.mark, engine._process.pid

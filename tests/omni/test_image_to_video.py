@@ -52,7 +52,7 @@ def opened(workload: Workload, **options: str) -> Iterator[VllmOmniEngine]:
 
 
 def run(engine: VllmOmniEngine, text: str, prefix: Prefix = "none") -> Generation:
-    asked = SkipPolicy.parse(text, "fp8", engine.describe().grid)
+    asked = SkipPolicy.parse(text, ("fp8",), engine.describe().grid)
     generation = engine.generate(asked, engine._workload.cases[0], prefix)
     prove(engine.describe(), asked, generation)
     return generation
@@ -64,7 +64,7 @@ def assert_every_call_runs_as_the_policy_says(engine: VllmOmniEngine, calls: int
     assert described.calls_per_cell == calls and described.operator == "emulated"
     seen: list[Frames | None] = [engine.generate(SkipPolicy(), engine._workload.cases[0]).frames]
     for text in POLICIES:
-        asked = SkipPolicy.parse(text, "fp8", described.grid)
+        asked = SkipPolicy.parse(text, ("fp8",), described.grid)
         generation = run(engine, text)
         assert generation.calls == {
             (step, layer, "fp8" if asked.quantizes(step, layer) else "native"): calls

@@ -22,7 +22,7 @@ GOOD = (a_measurement("native", 1.0, 100), a_measurement("0/", 0.95, 40, holdout
 
 def a_study(name: str = "s", *, floor: float | None = 100.0, state: Any = "finished", **changes: Any) -> Study:
     known = StudySpec(
-        name, WORK, "fp8", FROM_30, "tpe", 0,
+        name, WORK, ("fp8",), FROM_30, "tpe", 0,
         {"steps": GRID.steps, "layers": list(GRID.layers), "operator": "real"}, "measured",
     )  # fmt: skip
     now = datetime(2026, 1, 1, tzinfo=UTC)

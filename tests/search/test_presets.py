@@ -38,4 +38,4 @@ def test_one_step_leaves_no_preset() -> None:
 
 
 def test_all_quantized_skips_nothing() -> None:
-    assert all_quantized("mxfp4") == SkipPolicy.parse("/", "mxfp4", Grid(4, (0, 1)))
+    assert all_quantized("mxfp4") == SkipPolicy.parse("/", ("mxfp4",), Grid(4, (0, 1)))

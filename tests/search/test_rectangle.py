@@ -17,10 +17,10 @@ from optuna.trial import TrialState, create_trial
 
 from fa_tuner.domain.measurement import Constraint, Requirement
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.search import space
 from fa_tuner.search.acquisition import Goal
 from fa_tuner.search.presets import all_quantized
 from fa_tuner.search.rectangle import MSE, Proposed, RectangleSampler
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import Proposal, Score, open_storage
 from tests.support.quick_disk import quick_folder
 from tests.support.searched import SPAN_DB, Oracle, spread_of
@@ -174,7 +174,7 @@ def test_a_tiny_grid_ends_verified_with_its_whole_front() -> None:
         known = oracle(2, 2, seed)
         policies, why = known.walk(known.search(), 20)
         assert (why, known.share(policies)) == ("front verified", pytest.approx(1.0))
-        assert len(policies) <= space.policy_count(known.grid) - 1 == 9
+        assert len(policies) <= known.space.count - 1 == 9
 
 
 def test_all_measured_is_verified() -> None:
@@ -230,7 +230,7 @@ def test_resumed_again_and_again_it_proposes_the_same(folder: Path, every: int) 
 def test_it_learns_of_policies_that_others_add() -> None:
     known = oracle(4, 6, 0)
     search = known.search()
-    given = [SkipPolicy.parse(text, "fp8", known.grid) for text in ("/", "0/", "/0", "3/5", "0,1/", "/0-2")]
+    given = [SkipPolicy.parse(text, ("fp8",), known.grid) for text in ("/", "0/", "/0", "3/5", "0,1/", "/0-2")]
     for policy in given:
         search.add(policy, "try", known.score(policy))
     policies, _ = known.walk(search, budget(known) - 6)
@@ -244,7 +244,7 @@ def test_what_runs_elsewhere_is_not_proposed(measured: int, running: int) -> Non
     known = oracle(4, 6, 1)
     search = known.search()
     done, _ = known.walk(search, measured)
-    elsewhere = [SkipPolicy.parse(text, "fp8", known.grid) for text in ("/", "0/", "3/", "0,3/", "/5")]
+    elsewhere = [SkipPolicy.parse(text, ("fp8",), known.grid) for text in ("/", "0/", "3/", "0,3/", "/5")]
     also = [asked(search.ask(elsewhere)).policy for _ in range(running)]
     taken = keys(done + also) + [key for key in keys(elsewhere) if key not in keys(done)]
     assert max(Counter(taken).values()) == 1
@@ -290,7 +290,7 @@ def test_trials_without_an_error_are_passed_over(folder: Path) -> None:
         search.tell_failed(asked(search.ask()))
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     study.add_trial(create_trial(values=[0.9, 30.0]))
-    params = space.to_params(all_quantized("fp8"), known.grid)
+    params = known.space.to_params(all_quantized("fp8"))
     distributions: Any = {name: optuna.distributions.CategoricalDistribution((False, True)) for name in params}
     study.add_trial(create_trial(values=[0.9, 30.0], params=params, distributions=distributions))
     ours = known.search(storage=url)
@@ -322,7 +322,7 @@ def test_optuna_alone_reads_its_trials(folder: Path) -> None:
     policies, _ = known.walk(known.search(storage=url), 12)
     trials = optuna.load_study(study_name="s", storage=open_storage(url)).get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 12
-    assert [trial.params for trial in trials] == [space.to_params(policy, known.grid) for policy in policies]
+    assert [trial.params for trial in trials] == [known.space.to_params(policy) for policy in policies]
     assert [trial.user_attrs["policy"] for trial in trials] == keys(policies)
     assert [tuple(trial.user_attrs["mse"]) for trial in trials] == [known.score(policy).mse for policy in policies]
     origins = {trial.user_attrs["origin"] for trial in trials}
@@ -335,12 +335,12 @@ def test_optuna_alone_reads_its_trials(folder: Path) -> None:
 def walk(sampler: RectangleSampler, known: Oracle, count: int) -> list[SkipPolicy]:
     """As any Optuna study drives it, in memory."""
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
-    names = list(space.names(known.grid))
+    names = list(known.space.choices)
     policies: list[SkipPolicy] = []
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         params = {name: trial.suggest_categorical(name, [False, True]) for name in names}
-        policies.append(space.to_policy(params, "fp8", known.grid))
+        policies.append(known.space.to_policy(params))
         score = known.score(policies[-1])
         trial.set_user_attr(MSE, list(score.mse))
         return score.relative, score.psnr_db
@@ -351,20 +351,20 @@ def walk(sampler: RectangleSampler, known: Oracle, count: int) -> list[SkipPolic
 
 def test_it_is_an_ordinary_optuna_sampler() -> None:
     known = oracle(4, 6, 0)
-    policies = walk(RectangleSampler(known.grid), known, 12)
+    policies = walk(RectangleSampler(known.space), known, 12)
     assert keys(policies) == keys(known.walk(known.search(), 12)[0])
 
 
 def test_past_its_end_optuna_goes_on_at_random() -> None:
     known = oracle(2, 1, 0)
-    assert len(walk(RectangleSampler(known.grid), known, 12)) == 12
+    assert len(walk(RectangleSampler(known.space), known, 12)) == 12
 
 
 def test_layers_cheap_to_keep_are_kept_first() -> None:
     """All layers alike but for their cost: of as many quantized ones the dearest are quantized."""
     known = oracle(3, 6, 0, spread=0.0, **EASY)
     costs = [1.0, 4.0, 1.0, 4.0, 1.0, 4.0]
-    policies = walk(RectangleSampler(known.grid, costs=costs), known, 14)
+    policies = walk(RectangleSampler(known.space, costs=costs), known, 14)
     kept = Counter(layer for policy in policies for layer in policy.skip_layers)
     assert sum(kept[layer] for layer in (0, 2, 4)) > 2 * sum(kept[layer] for layer in (1, 3, 5))
 
@@ -375,7 +375,7 @@ def test_costs_change_what_a_share_is() -> None:
     costs = np.array([6.0, 1.0, 1.0, 1.0, 1.0, 6.0])
 
     def share(policy: SkipPolicy) -> float:
-        u, v = space.to_rectangle(policy, known.grid)
+        u, v = known.space.to_rectangle(policy)
         return float(u.mean() * (v * costs).sum() / costs.sum())
 
     def volume(policies: list[SkipPolicy]) -> float:
@@ -384,7 +384,7 @@ def test_costs_change_what_a_share_is() -> None:
         levels = known.score(all_quantized("fp8")).psnr_db + np.linspace(0, 25, 200)
         return float(np.where(quality[:, None] >= levels, shares[:, None], 0).max(0).mean())
 
-    policies = walk(RectangleSampler(known.grid, costs=costs), known, budget(known))
+    policies = walk(RectangleSampler(known.space, costs=costs), known, budget(known))
     assert volume(policies) / volume(list(every_policy(known.grid))) > 0.95
 
 
@@ -395,7 +395,7 @@ def test_a_right_prior_leads_to_the_front_at_once() -> None:
         known = oracle(4, 8, seed)
         for told in shares:
             priors = [true_weights(known, case) for case in range(2)] if told else None
-            policies = walk(RectangleSampler(known.grid, priors=priors), known, budget(known) // 4)
+            policies = walk(RectangleSampler(known.space, priors=priors), known, budget(known) // 4)
             shares[told].append(known.share(policies))
     assert median(shares[True]) > median(shares[False]) + 0.05, shares
 
@@ -405,7 +405,7 @@ def true_weights(known: Oracle, case: int) -> Any:
     grid = known.grid
     single = np.empty((grid.steps, len(grid.layers)))
     for policy in every_policy(grid):
-        u, v = space.to_rectangle(policy, grid)
+        u, v = Space(grid, ("fp8",)).to_rectangle(policy)
         if u.sum() == v.sum() == 1:
             single[u.argmax(), v.argmax()] = known.score(policy).mse[case]
     return single
@@ -419,12 +419,12 @@ def test_a_resumed_generation_counts_for_what_it_costs() -> None:
         for seed in SEEDS:
             known = oracle(5, 6, seed)
             policies, _ = known.walk(known.search(resumes=resumes), 16)
-            begins[resumes] += sum(space.to_rectangle(p, known.grid)[0].argmax() for p in policies)
+            begins[resumes] += sum(known.space.to_rectangle(p)[0].argmax() for p in policies)
     assert begins[True] > begins[False]
 
 
 def test_the_settled_and_the_proposed_are_told_apart() -> None:
-    sampler = RectangleSampler(Grid(1, (0,)))
+    sampler = RectangleSampler(Space(Grid(1, (0,)), ("fp8",)))
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
     first = sampler.propose(study)
     assert isinstance(first, Proposed) and [side.tolist() for side in first.rectangle] == [[True], [True]]

@@ -8,11 +8,12 @@ from optuna.samplers import BaseSampler
 from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.policy import Grid
 from fa_tuner.search.samplers import BRUTE_FORCE_LIMIT, make_sampler
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score
 from tests.support.tables import every_policy
 
-SMALL = Grid(3, (0, 1))
-LARGE = Grid(40, tuple(range(40)))
+SMALL = Space(Grid(3, (0, 1)), ("fp8",))
+LARGE = Space(Grid(40, tuple(range(40))), ("fp8",))
 
 
 @pytest.mark.parametrize("name", ["rectangle", "tpe", "nsga2", "random", "brute-force"])
@@ -28,9 +29,9 @@ def test_an_unknown_name(name: str) -> None:
 
 def test_brute_force_is_for_small_grids_only() -> None:
     steps = BRUTE_FORCE_LIMIT - 4
-    make_sampler("brute-force", Grid(steps, (0, 1, 2, 3)), 0)
+    make_sampler("brute-force", Space(Grid(steps, (0, 1, 2, 3)), ("fp8",)), 0)
     with pytest.raises(UsageError, match=r"2\^15 policies; it is refused past 2\^14"):
-        make_sampler("brute-force", Grid(steps, (0, 1, 2, 3, 4)), 0)
+        make_sampler("brute-force", Space(Grid(steps, (0, 1, 2, 3, 4)), ("fp8",)), 0)
     with pytest.raises(UsageError, match=r"40 steps x 40 layers would be 2\^80"):
         make_sampler("brute-force", LARGE, 0)
     make_sampler("tpe", LARGE, 0)
@@ -39,7 +40,7 @@ def test_brute_force_is_for_small_grids_only() -> None:
 def test_brute_force_finds_every_policy_and_does_not_end_with_an_error() -> None:
     """Under ask and tell Optuna's own raises when nothing is left."""
     grid = Grid(2, (0, 1))
-    search = PolicySearch("sqlite:///:memory:", "s", "fp8", grid, "brute-force", 0)
+    search = PolicySearch("sqlite:///:memory:", "s", Space(grid, ("fp8",)), "brute-force", 0)
     found = []
     for _ in range(2**4 + 3):
         proposal = search.ask()

@@ -12,12 +12,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fa_tuner.domain.errors import StoreError, UsageError
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.search import space
 from fa_tuner.search import study as study_module
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score, delete, open_storage, optuna_url
 from tests.support.quick_disk import quick_folder
 
 GRID = Grid(3, (0, 1, 4))
+SPACE = Space(GRID, ("fp8",))
 MET = Score(0.95, 41.5, {"psnr_db>=30": -11.5, "mae<=3": -1.0})
 MISSED = Score(0.90, 22.0, {"psnr_db>=30": 8.0, "mae<=3": 2.5}, (410.0, 12.5))
 Known = dict[str, tuple[SkipPolicy, str, Score | None]]
@@ -30,7 +31,7 @@ def url() -> Iterator[str]:
 
 
 def search(url: str, sampler: str = "random", seed: int = 0, name: str = "s") -> PolicySearch:
-    return PolicySearch(url, name, "fp8", GRID, sampler, seed)
+    return PolicySearch(url, name, SPACE, sampler, seed)
 
 
 def trials(url: str, name: str = "s") -> list[FrozenTrial]:
@@ -39,7 +40,7 @@ def trials(url: str, name: str = "s") -> list[FrozenTrial]:
 
 
 def policy(text: str) -> SkipPolicy:
-    return SkipPolicy.parse(text, "fp8", GRID)
+    return SkipPolicy.parse(text, ("fp8",), GRID)
 
 
 def known(*entries: tuple[str, Score | None], origin: str = "sampler") -> Known:
@@ -65,7 +66,7 @@ def test_it_is_an_ordinary_optuna_study(url: str) -> None:
     (trial,) = study.get_trials()
     assert trial.state is TrialState.COMPLETE
     assert trial.values == [0.90, 22.0]
-    assert trial.params == space.to_params(policy("0/4"), GRID)
+    assert trial.params == SPACE.to_params(policy("0/4"))
     assert {"origin": "try", "policy": "fp8:0/4"}.items() <= trial.user_attrs.items()
     assert dict(trial.constraints) == {"psnr_db>=30": 8.0, "mae<=3": 2.5}
 
@@ -205,7 +206,7 @@ def test_evaluations_that_optuna_never_heard_of_are_added(url: str) -> None:
     assert opened.reconcile(evaluations) == 2
     native, missed = trials(url)
     assert native.values == [1.0, 100.0] and set(native.params.values()) == {True}
-    assert missed.values == [0.90, 22.0] and missed.params == space.to_params(policy("0/4"), GRID)
+    assert missed.values == [0.90, 22.0] and missed.params == SPACE.to_params(policy("0/4"))
     assert dict(missed.constraints) == dict(MISSED.violations)
     assert missed.user_attrs == {"origin": "preset", "policy": "fp8:0/4", "mse": [410.0, 12.5]}
 
@@ -249,7 +250,7 @@ def test_no_finished_evaluation_is_there_twice(url: str) -> None:
     opened = search(url)
     opened.add(policy("0/"), "try", MET)
     study = optuna.load_study(study_name="s", storage=open_storage(url))
-    study.enqueue_trial(space.to_params(policy("0/"), GRID))
+    study.enqueue_trial(SPACE.to_params(policy("0/")))
     opened.ask()
     assert search(url).reconcile(known(("0/", MET))) == 1
     assert [(trial.state, trial.values) for trial in trials(url)] == [(TrialState.COMPLETE, [0.95, 41.5])] * 2

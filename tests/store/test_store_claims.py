@@ -26,7 +26,7 @@ from fa_tuner.store.repository import Store
 from fa_tuner.store.schema import claims
 
 SPEC = StudySpec(
-    "s", Workload("m", ("a cat",), 480, 832, 61, 4), "fp8", Requirement((Constraint.parse("mae<=3"),)), "ours", 1,
+    "s", Workload("m", ("a cat",), 480, 832, 61, 4), ("fp8",), Requirement((Constraint.parse("mae<=3"),)), "ours", 1,
     {"steps": 4, "layers": [0, 1]}, "projected", "a5",
 )  # fmt: skip
 

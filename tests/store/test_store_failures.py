@@ -26,13 +26,13 @@ from fa_tuner.store.repository import Store
 
 CANARY = "canary-h7Q2"
 SPEC = StudySpec(
-    "s", Workload("m", ("a cat",), 480, 832, 61, 4), "fp8", Requirement((Constraint.parse("mae<=3"),)), "ours", 1,
+    "s", Workload("m", ("a cat",), 480, 832, 61, 4), ("fp8",), Requirement((Constraint.parse("mae<=3"),)), "ours", 1,
     {"steps": 4, "layers": [0, 1]}, "projected", "a5",
 )  # fmt: skip
 
 
 def failed(number: int, reason: str = "died") -> Evaluation:
-    return Evaluation(SkipPolicy.parse(f"{number}/", "fp8", SPEC.grid), "try", number, None, reason)
+    return Evaluation(SkipPolicy.parse(f"{number}/", ("fp8",), SPEC.grid), "try", number, None, reason)
 
 
 @pytest.fixture

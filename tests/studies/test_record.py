@@ -59,7 +59,7 @@ def test_what_is_recorded_is_what_the_engine_gives(recorder: Any, work: Workload
     assert landscape.latency.attention_share == pytest.approx(6.81 / 14.13)
     assert landscape.latency.attention_ratio["fp8"] == pytest.approx(5.43 / 6.81)
     engine = open_engine("diffusers", work, {"device": "cpu"})
-    policy = SkipPolicy.parse("1/0", "fp8", landscape.grid)
+    policy = SkipPolicy.parse("1/0", ("fp8",), landscape.grid)
     shadow = Shadow(1, (0,), "fp8")
     for case in work.cases + work.holdout_cases:
         native = engine.generate(SkipPolicy(), case, "none", [shadow])

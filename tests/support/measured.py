@@ -22,7 +22,7 @@ GRID = Grid(6, (0, 1, 2, 3))
 
 def a_policy(text: str) -> SkipPolicy:
     """ "STEPS/LAYERS" on `GRID` under fp8, or "native"."""
-    return SkipPolicy() if text == "native" else SkipPolicy.parse(text, "fp8", GRID)
+    return SkipPolicy() if text == "native" else SkipPolicy.parse(text, ("fp8",), GRID)
 
 
 def quality_of(psnr_db: float, case: Case | None = None, **metrics: float) -> CaseQuality:

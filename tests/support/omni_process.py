@@ -164,7 +164,7 @@ GRID = Grid(3, (0, 1))  # of what is found, and of three steps
 
 
 def policy(text: str, dtype: str = "fp8") -> SkipPolicy:
-    return SkipPolicy.parse(text, dtype, GRID)
+    return SkipPolicy.parse(text, (dtype,), GRID)
 
 
 def run(engine: VllmOmniEngine, asked: SkipPolicy, prompt: int = 0, prefix: Prefix = "none") -> Generation:

@@ -18,6 +18,7 @@ from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.synthetic import synthetic_landscape
 from fa_tuner.search import study
 from fa_tuner.search.presets import all_quantized
+from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score
 from tests.support.tables import every_policy
 
@@ -42,6 +43,10 @@ class Oracle:
     @property
     def grid(self) -> Grid:
         return self.landscape.grid
+
+    @property
+    def space(self) -> Space:
+        return Space(self.grid, ("fp8",))
 
     def score(self, policy: SkipPolicy) -> Score:
         if policy.key not in self._known:
@@ -75,7 +80,7 @@ class Oracle:
         with ExitStack() as stack:
             if not storage:
                 stack.enter_context(patch.object(study, "open_storage", lambda _: InMemoryStorage()))
-            return PolicySearch(storage, "s", "fp8", self.grid, sampler, seed, **options)
+            return PolicySearch(storage, "s", self.space, sampler, seed, **options)
 
     def walk(
         self, search: PolicySearch, count: int, elsewhere: Sequence[SkipPolicy] = ()
