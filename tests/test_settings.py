@@ -410,7 +410,7 @@ def test_odd_model_names_give_plain_study_names(tmp_path: Path) -> None:
 def test_options_of_the_engine() -> None:
     request = run(engine_args={"torch_dtype": "bfloat16"}, device="cpu", repeats=5, tries=["0/1"]).request()
     assert request.engine_options == {"torch_dtype": "bfloat16", "device": "cpu"}
-    assert (request.repeats, request.tries, request.engine, request.dtype) == (5, ("0/1",), "diffusers", "fp8")
+    assert (request.repeats, request.tries, request.engine, request.dtypes) == (5, ("0/1",), "diffusers", ("fp8",))
 
 
 # --- replay ---------------------------------------------------------------------------------------------------------

@@ -18,13 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from fa_tuner.search.space import Flags, Indices, Numbers
 
-ROUNDS = 5  # of Gauss-Newton; a warm start needs one or two
+Reals = npt.NDArray[np.floating[Any]]  # in single or double precision
+
+ROUNDS = 5  # of Gauss-Newton in a fit
 ALIKE = 0.7  # of the variance of a step's sensitivity: what it has in common over the dtypes
 SETTLED = 0.03  # of the logarithm of a sensitivity
 LUCK_WEIGHT = 10.0  # measurements worth of belief in the prior luck
@@ -55,8 +59,8 @@ class Belief:
 
     mean: Numbers
     deviation: Numbers
-    slopes: Numbers
-    alike: Sequence[Numbers]
+    slopes: Reals
+    alike: Sequence[Reals]
     explained: Numbers
 
 
@@ -82,31 +86,35 @@ class ErrorModel:
         self._parts = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
         self._parameters = np.zeros(ends[-1])
         self._sigma = (self._spreads.steps, self._spreads.layers)
-        self._luck = self._spreads.luck
+        self._luck: float | None = None  # learned where it is asked for
         self._fitted = False
 
     def fit(self, steps: Flags, layers: Flags, log_mse: Numbers) -> None:
         """Fit to n measured rectangles; a second fit begins where the first one ended. `log_mse` is [n]."""
         u, v = steps.astype(np.float64), layers.astype(np.float64)
-        variances = self._prior_variances()
+        variances, self._luck = self._prior_variances(), None
         mean = np.zeros_like(variances)
         mean[0] = log_mse[0]
         if not self._fitted:
             self._parameters = mean.copy()
+        self._profile = self._shares()
+        alike = self._features(u, v)
+        residual = self._residual(alike, alike)
+        residual[np.diag_indices_from(residual)] += self._spreads.luck**2
         for _ in range(ROUNDS):
-            slopes, alike, factor = self._linearized(u, v, variances)
-            rest = log_mse - self._expected(u, v) - slopes @ (mean - self._parameters)
-            target = mean + variances * (slopes.T @ cho_solve(factor, rest))
+            expected, slopes = self._linearized(u, v)
+            factor = cho_factor((slopes * variances) @ slopes.T + residual, lower=True, check_finite=False)
+            rest = log_mse - expected - slopes @ (mean - self._parameters)
+            target = mean + variances * (slopes.T @ cho_solve(factor, rest, check_finite=False))
             change = np.clip(target - self._parameters, -1.0, 1.0)
             self._parameters = self._parameters + change
             if np.abs(change).max() < SETTLED:
                 break
-        slopes, alike, factor = self._linearized(u, v, variances)
         # the data's surprise beyond the parameters, and what is left open of these
         self._offset = mean - self._parameters
-        rest = log_mse - self._expected(u, v) - slopes @ self._offset
-        self._weights = cho_solve(factor, rest)
-        explained = solve_triangular(factor[0], slopes, lower=True) * variances
+        rest = log_mse - self._linearized(u, v)[0] - slopes @ self._offset
+        self._weights = cho_solve(factor, rest, check_finite=False)
+        explained = solve_triangular(factor[0], slopes, lower=True, check_finite=False) * variances
         self._variances, self._slopes, self._alike, self._factor = variances, slopes, alike, factor
         self._open = np.maximum(variances - (explained**2).sum(0), 1e-9)
         _, rows, columns, *_ = self._parts
@@ -114,12 +122,16 @@ class ErrorModel:
             self._spread_of(self._spreads.steps, rows, self._own),
             self._spread_of(self._spreads.layers, columns, 1.0),
         )
-        self._luck = self._luck_of(factor)
         self._fitted = True
 
     def predict(self, steps: Flags, layers: Flags) -> Belief:
         """What is believed that a measurement of n rectangles would show, its luck included."""
-        mean, slopes, alike, cross = self._predict(steps, layers)
+        if self._luck is None:
+            self._luck = self._luck_of(self._factor)
+        u, v = steps.astype(np.float64), layers.astype(np.float64)
+        (expected, slopes), alike = self._linearized(u, v), self._features(u, v)
+        cross = (slopes * self._variances) @ self._slopes.T + self._residual(alike, self._alike)
+        mean = expected + slopes @ self._offset + cross @ self._weights
         explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
         own = (alike[0] ** 2).sum(1) * (alike[1] ** 2).sum(1) * self._spreads.interactions**2
         before = slopes**2 @ self._variances + own + self._spreads.likeness**2 + self._luck**2
@@ -127,8 +139,12 @@ class ErrorModel:
         return Belief(mean, deviation, slopes, alike, explained)
 
     def mean(self, steps: Flags, layers: Flags) -> Numbers:
-        """Of ln MSE [n], without the deviation, which takes most of the time."""
-        return self._predict(steps, layers)[0]
+        """Of ln MSE [n], without the deviation, which takes most of the time; in single precision."""
+        u, v = steps.astype(np.float32), layers.astype(np.float32)
+        expected, slopes = self._linearized(u, v)
+        moved = self._offset + self._variances * (self._slopes.T @ self._weights)
+        residual = self._residual(self._features(u, v), self._alike) @ self._weights.astype(np.float32)
+        return np.asarray(expected + slopes @ moved.astype(np.float32) + residual, dtype=np.float64)
 
     def learned(self, belief: Belief, about: Indices) -> Numbers:
         """By how much measuring each of n rectangles would narrow the deviation of those `about` [m]: [n, m]."""
@@ -138,12 +154,6 @@ class ErrorModel:
         told = covariance**2 / belief.deviation[:, None] ** 2
         deviation = belief.deviation[about]
         return np.asarray(deviation - np.sqrt(np.maximum(deviation**2 - told, 0)))
-
-    def _predict(self, steps: Flags, layers: Flags) -> tuple[Numbers, Numbers, Sequence[Numbers], Numbers]:
-        u, v = steps.astype(np.float64), layers.astype(np.float64)
-        slopes, alike = self._slope(u, v), self._features(u, v)
-        cross = (slopes * self._variances) @ self._slopes.T + self._residual(alike, self._alike)
-        return self._expected(u, v) + slopes @ self._offset + cross @ self._weights, slopes, alike, cross
 
     def cells(self, draw: np.random.Generator | None = None) -> Numbers:
         """What each cell adds to the MSE, [T, N]: the mean, or with `draw` one the sensitivities of which are drawn
@@ -188,48 +198,39 @@ class ErrorModel:
         by_row, by_layer = rows + self._common[0] @ of_rows, columns + self._common[1] @ of_columns
         return np.asarray(self._prior * np.exp(by_row[:, None] + by_layer))
 
-    def _sums(self, u: Numbers, v: Numbers) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-        """By rectangle: what its rows add to each layer, its layers to each row, its total, and the logarithms of
-        its rows' share of all rows of its dtype, and of its layers' of all layers."""
-        cells = self._cells(self._parameters)
-        by_layer, by_row, of_rows = u @ cells, v @ cells.T, cells.sum(1)
-        everything = (u @ self._of_dtype > 0) @ (of_rows @ self._of_dtype)
-        share = np.log(u @ of_rows / everything), np.log(v @ cells.sum(0) / cells.sum())
-        return by_layer, by_row, (by_layer * v).sum(1), *share
-
-    def _expected(self, u: Numbers, v: Numbers) -> Numbers:
-        _, _, total, of_rows, of_layers = self._sums(u, v)
-        size = self._shape[0] * self._shape[1]
-        level, (g, h) = self._parameters[0], self._parameters[-2:]
-        return np.asarray(level + np.log(total / size) + g * of_rows + h * of_layers)
-
-    def _slope(self, u: Numbers, v: Numbers) -> Numbers:
-        """Derivatives [n, parameters]; those through the small exponents of the shares are left out."""
-        by_layer, by_row, total, of_rows, of_layers = self._sums(u, v)
+    def _linearized(self, u: Reals, v: Reals) -> tuple[Reals, Reals]:
+        """Expected ln MSE of rectangles [n], and its derivatives [n, parameters]; those through the small exponents of
+        the shares are left out."""
+        cells = self._cells(self._parameters).astype(u.dtype)
+        of_dtype, *common = (part.astype(u.dtype) for part in (self._of_dtype, *self._common))
+        by_layer, by_row, rows = u @ cells, v @ cells.T, cells.sum(1)
+        everything = (u @ of_dtype > 0) @ (rows @ of_dtype)
+        # of all rows of its dtype, and of all layers
+        of_rows, of_layers = np.log(u @ rows / everything), np.log(v @ cells.sum(0) / cells.sum())
+        total = np.einsum("ij,ij->i", by_layer, v)
+        level, (g, h) = float(self._parameters[0]), self._parameters[-2:].tolist()
+        expected = level + np.log(total / cells.size) + g * of_rows + h * of_layers
         of_alpha, of_beta = u * by_row / total[:, None], v * by_layer / total[:, None]
-        common = of_alpha @ self._common[0], of_beta @ self._common[1]
-        return np.column_stack([np.ones(len(u)), of_alpha, of_beta, *common, of_rows, of_layers])
+        slopes = [np.ones_like(total), of_alpha, of_beta, of_alpha @ common[0], of_beta @ common[1], of_rows, of_layers]
+        return expected, np.column_stack(slopes)
 
-    def _linearized(
-        self, u: Numbers, v: Numbers, variances: Numbers
-    ) -> tuple[Numbers, Sequence[Numbers], tuple[Numbers, bool]]:
-        slopes, alike = self._slope(u, v), self._features(u, v)
-        covariance = (slopes * variances) @ slopes.T + self._residual(alike, alike)
-        covariance[np.diag_indices_from(covariance)] += self._spreads.luck**2
-        return slopes, alike, cho_factor(covariance, lower=True, check_finite=False)
-
-    def _features(self, u: Numbers, v: Numbers) -> Sequence[Numbers]:
-        """Rectangles as vectors, whose products say how much error two of them share."""
+    def _shares(self) -> tuple[Numbers, Numbers]:
+        """Of all error, by row and by layer."""
         cells = self._cells(self._parameters)
-        steps, layers = cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
-        of_steps, of_layers = (u @ steps)[:, None], (v @ layers)[:, None]
+        return cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
+
+    def _features(self, u: Reals, v: Reals) -> Sequence[Reals]:
+        """Rectangles as vectors, whose products say how much error two of them share, by what was known of the shares
+        when the fit began."""
+        rows, layers = (part.astype(u.dtype) for part in self._profile)
+        of_rows, of_layers = (u @ rows)[:, None], (v @ layers)[:, None]
         # in single precision, which the residual's covariance has no use beyond, and which is twice as fast
         return tuple(part.astype(np.float32) for part in (
-            u * steps / of_steps, v * layers / of_layers,
-            u * np.sqrt(steps / of_steps), v * np.sqrt(layers / of_layers),
+            u * rows / of_rows, v * layers / of_layers,
+            u * np.sqrt(rows / of_rows), v * np.sqrt(layers / of_layers),
         ))  # fmt: skip
 
-    def _residual(self, one: Sequence[Numbers], other: Sequence[Numbers]) -> Numbers:
+    def _residual(self, one: Sequence[Reals], other: Sequence[Reals]) -> Reals:
         cells = (one[0] @ other[0].T) * (one[1] @ other[1].T)
         likeness = (one[2] @ other[2].T) * (one[3] @ other[3].T)
         return np.asarray(self._spreads.interactions**2 * cells + self._spreads.likeness**2 * likeness**2)

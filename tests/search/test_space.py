@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
+from fa_tuner.engines.prefixes import step_rows
 from fa_tuner.search.space import Space
 from tests.support.tables import every_policy
 
@@ -116,3 +117,12 @@ def test_random_policies() -> None:
     drawn = [space.draw(seed) for seed in range(600)]
     assert drawn == [space.draw(seed) for seed in range(600)]
     assert {policy.key for policy in drawn} == {"native", *(policy.key for policy in space.policies())}
+
+
+def test_neighbours_share_most_of_their_steps() -> None:
+    run, before = 0, ("native",) * 4
+    for rows in (step_rows(policy, 4) for policy in Space(Grid(4, (0, 1, 2)), ("fp8",)).policies()):
+        native = next((i for i, row in enumerate(rows) if row != "native"), 4)
+        shared = next((i for i in range(4) if rows[i] != before[i]), 4)
+        run, before = run + 4 - min(3, max(native, shared)), rows
+    assert run == (2 + 4 + 8 + 16 - 4) * 7, "each step of each tree once, but for the native path"

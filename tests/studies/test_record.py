@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from fa_tuner.domain.errors import ConflictError, UsageError
-from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.workload import Workload
 from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.landscape import Landscape
-from fa_tuner.engines.prefixes import step_rows
 from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.quality import compare
 
@@ -36,19 +35,6 @@ def work(tiny_wan: Path) -> Workload:
     return Workload(
         str(tiny_wan), ("red digit moving left",), 32, 32, 5, 2, guidance=4.0, holdout=("blue digit moving right",)
     )
-
-
-def test_every_policy_comes_once_and_shares_most_of_the_one_before(recorder: Any) -> None:
-    grid = Grid(4, (0, 1, 2))
-    policies = list(recorder.every_policy(grid, "fp8"))
-    assert len(policies) == len(set(policies)) == (2**4 - 1) * (2**3 - 1)
-    assert all(policy == policy.on(grid) and not policy.is_native for policy in policies)
-    run, before = 0, ("native",) * 4
-    for rows in (step_rows(policy, 4) for policy in policies):
-        native = next((i for i, row in enumerate(rows) if row != "native"), 4)
-        shared = next((i for i in range(4) if rows[i] != before[i]), 4)
-        run, before = run + 4 - min(3, max(native, shared)), rows
-    assert run == (2 + 4 + 8 + 16 - 4) * 7, "each step of each tree once, but for the native path"
 
 
 def test_what_is_recorded_is_what_the_engine_gives(recorder: Any, work: Workload, tmp_path: Path) -> None:
