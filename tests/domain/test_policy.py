@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fa_tuner.domain.errors import SelectorError, UsageError
-from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
+from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy, parse_dtypes
 from fa_tuner.domain.selector import SkipSelector
 
 GRID = Grid(6, (0, 1, 2, 3))
@@ -84,3 +86,39 @@ def test_it_says_what_it_is() -> None:
     assert str(SkipPolicy()) == "native"
     assert str(SkipPolicy.parse("0/", ("fp8",), GRID)) == 'fp8, skip steps "0", layers ""'
     assert str(GRID) == "6 steps x 4 layers"
+
+
+@given(policies())
+def test_a_key_is_read_back(policy: SkipPolicy) -> None:
+    canonical = policy.on(GRID)
+    if not canonical.is_native:
+        assert SkipPolicy.parse(canonical.key, DTYPES, GRID) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("0/", 'of which dtype? write it as "fp8:0/"'), ("mxfp8:0/", "dtype 'mxfp8'; there is fp8, mxfp4")],
+)
+def test_of_several_dtypes_the_policy_says_which(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        SkipPolicy.parse(text, ("fp8", "mxfp4"), GRID)
+
+
+def test_dtypes_are_read_in_whatever_order() -> None:
+    assert parse_dtypes("fp8") == ("fp8",)
+    assert parse_dtypes("mxfp4, fp8") == parse_dtypes("fp8,mxfp4") == ("fp8", "mxfp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "''"),
+        ("fp8,", "''"),
+        ("native", "'native'"),
+        ("fp8 mxfp4", "'fp8 mxfp4'"),
+        ("fp8,mxfp8,fp8", "names one twice"),
+    ],
+)
+def test_dtypes_that_are_none(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_dtypes(text)

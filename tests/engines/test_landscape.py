@@ -569,3 +569,33 @@ def test_the_documented_file_is_read(tmp_path: Path) -> None:
 
 def _but(index: int) -> str:
     return ",".join(str(i) for i in range(4) if i != index)
+
+
+# --- several dtypes -----------------------------------------------------------------------------------------------
+
+
+def of_dtype(dtype: str, prompts: int = 2) -> Landscape:
+    formula = synthetic_landscape(2, 2, prompts, seed=1, psnr_db={dtype: 30.0}, shadow_noise=0.1)
+    made = tabulated(formula, every_policy(formula.grid, dtype))
+    return replace(made, shadows={case: {Shadow(0, (0, 1), dtype): 0.5} for case in made.workload.cases})
+
+
+def test_joined_landscapes_answer_for_each_dtype(tmp_path: Path) -> None:
+    parts = [of_dtype("fp8"), of_dtype("mxfp4")]
+    both = Landscape.joined(parts)
+    assert both.dtypes == ("fp8", "mxfp4") and both.size == 1 + 2 * 9
+    both.write(tmp_path / "both.json")
+    again, case = Landscape.read(tmp_path / "both.json"), both.workload.cases[1]
+    for part, dtype in zip(parts, both.dtypes, strict=True):
+        for policy in every_policy(both.grid, dtype):
+            assert both.record.quality(policy, case) == part.record.quality(policy, case)
+            assert both.relative_latency(policy) == part.relative_latency(policy)
+            assert again.relative_latency(policy) == pytest.approx(part.relative_latency(policy))
+        assert again.shadow(Shadow(0, (0, 1), dtype), case) == 0.5
+
+
+def test_what_does_not_join() -> None:
+    one, formula = of_dtype("fp8"), synthetic_landscape(2, 2, 2, seed=1, psnr_db={"mxfp4": 30.0})
+    for other in (one, of_dtype("mxfp4", prompts=3), formula):
+        with pytest.raises(DocumentError, match="of different dtypes"):
+            Landscape.joined([one, other])
