@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from fa_tuner.domain.measurement import PRESETS
+from fa_tuner.domain.measurement import AGGREGATE, PRESETS
 from fa_tuner.recommend.question import Question, recommend
 from fa_tuner.report.documents import recommendation_document
 from fa_tuner.settings import StoreSettings, asked_for, load
@@ -29,7 +29,9 @@ class RecommendationQuery(BaseModel):
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB; default: what each study asked for")
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description=f"preset: {', '.join(PRESETS)}")
     constraint: list[str] = Field(default_factory=list, max_length=16, description="such as ssim>=0.95")
-    aggregate: Literal["worst", "mean"] | None = None
+    aggregate: str | None = Field(
+        None, pattern=f"^({AGGREGATE})$", description="over prompts: worst, mean, or a quantile from p1 to p50"
+    )
     dtype: Literal["fp8", "mxfp8", "mxfp4"] | None = None
     steps: int | None = Field(None, ge=1, le=1000)
     height: int | None = Field(None, ge=1, le=8192)

@@ -25,7 +25,7 @@ from pydantic_settings import (
 
 from fa_tuner.documents import read_yaml
 from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
-from fa_tuner.domain.measurement import PRESETS, Constraint, Requirement
+from fa_tuner.domain.measurement import PRESETS, Aggregate, Constraint, Requirement, check_aggregate
 from fa_tuner.domain.policy import parse_dtypes
 from fa_tuner.domain.workload import Workload, fingerprint_of, split_holdout
 from fa_tuner.engines.model_files import local_path
@@ -116,7 +116,9 @@ class RunSettings(EngineSettings):
     min_psnr: float | None = Field(None, description=f"dB against the native baseline; default {DEFAULT_MIN_PSNR:g}")
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description="vLLM-Omni's thresholds")
     constraints: list[str] = Field(default_factory=list, description="further bounds, such as ssim>=0.95")
-    aggregate: Literal["worst", "mean"] = Field("worst", description="over prompts, before constraints are checked")
+    aggregate: Aggregate = Field(
+        "worst", description="worst, mean, or a quantile such as p10 of the prompts, before constraints are checked"
+    )
     sampler: str = Field("rectangle", description="rectangle, tpe, nsga2, random or brute-force")
     sampler_seed: int = Field(0, ge=0, lt=2**31, description="of the sampler")
     trials: int | None = Field(
@@ -133,6 +135,14 @@ class RunSettings(EngineSettings):
         if value is not None and not 0 <= value <= 100:
             raise ValueError("a PSNR threshold lies between 0 and 100 dB (identical frames count as 100)")
         return value
+
+    @field_validator("aggregate")
+    @classmethod
+    def _known(cls, value: str) -> Aggregate:
+        try:
+            return check_aggregate(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
 
     @classmethod
     def settings_customise_sources(
@@ -276,9 +286,7 @@ def sources(flags: Mapping[str, Any], settings: RunSettings) -> dict[str, str]:
     }
 
 
-def requirement(
-    min_psnr: float | None, quality: str | None, constraints: list[str], how: Literal["worst", "mean"]
-) -> Requirement:
+def requirement(min_psnr: float | None, quality: str | None, constraints: list[str], how: Aggregate) -> Requirement:
     """A preset's bounds, with its PSNR replaced by `min_psnr` if both are given, and further constraints."""
     bounds = {c.metric: c for c in (PRESETS[quality] if quality else ())}
     if min_psnr is not None:
@@ -289,12 +297,12 @@ def requirement(
 
 
 def asked_for(
-    min_psnr: float | None, quality: str | None, constraints: list[str], how: Literal["worst", "mean"] | None
+    min_psnr: float | None, quality: str | None, constraints: list[str], how: Aggregate | None
 ) -> Requirement | None:
     """The requirement of a question about stored results; None for each study's own."""
     if min_psnr is None and quality is None and not constraints and how is None:
         return None
-    return requirement(min_psnr, quality, constraints, how or "worst")
+    return requirement(min_psnr, quality, constraints, "worst" if how is None else how)
 
 
 def model_identity(model: str) -> str:

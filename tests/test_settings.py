@@ -141,7 +141,8 @@ def test_json_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     ("flags", "name"),
     [({"steps": "many"}, "steps"), ({"trials": 0}, "trials"), ({"repeats": 101}, "repeats"),
      ({"seeds": ["x"]}, "seeds.0"), ({"sampler_seed": -1}, "sampler_seed"), ({"quality": "best"}, "quality"),
-     ({"aggregate": "max"}, "aggregate"), ({"boundary_ratio": float("nan")}, "boundary_ratio"),
+     ({"aggregate": "max"}, "aggregate"), ({"aggregate": "p0"}, "aggregate"), ({"aggregate": "p51"}, "aggregate"),
+     ({"aggregate": "p5.5"}, "aggregate"), ({"boundary_ratio": float("nan")}, "boundary_ratio"),
      ({"no_such": 1}, "no_such"), ({"study": "x" * 201}, "study")],
     ids=str,
 )  # fmt: skip
@@ -359,6 +360,7 @@ def test_the_bounds_themselves_are_taken(value: float) -> None:
 def test_requirements() -> None:
     assert str(run().requirement()) == "psnr_db>=30 (worst prompt)"
     assert str(run(aggregate="mean").requirement()) == "psnr_db>=30 (mean prompt)"
+    assert str(run(aggregate="p10").requirement()) == "psnr_db>=30 (p10 of prompts)"
     assert run(quality="strict").requirement().constraints == PRESETS["strict"]
     mixed = run(quality="strict", min_psnr=35, constraints=["mae<=2", "ssim>=0.9"]).requirement()
     assert {str(c) for c in mixed.constraints} == {
@@ -367,6 +369,10 @@ def test_requirements() -> None:
     assert str(run(constraints=["ssim>=0.9"]).requirement()) == "psnr_db>=30, ssim>=0.9 (worst prompt)"
     assert asked_for(None, None, [], None) is None
     assert str(asked_for(None, None, [], "mean")) == " (mean prompt)"
+    assert str(asked_for(None, None, [], "p25")) == " (p25 of prompts)"
+    for unknown in ("", "p51", "median"):
+        with pytest.raises(UsageError, match="choose worst, mean, or p1 to p50"):
+            asked_for(31.0, None, [], unknown)
     with pytest.raises(UsageError, match="points the wrong way"):
         run(constraints=["mae>=2"]).requirement()
 
@@ -382,7 +388,8 @@ def test_the_name_of_a_study_is_stable() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"min_psnr": 31}, {"constraints": ["mae<=2"]}, {"aggregate": "mean"}, {"steps": 39}, {"prompts": ["a dog"]},
+    [{"min_psnr": 31}, {"constraints": ["mae<=2"]}, {"aggregate": "mean"}, {"aggregate": "p10"}, {"steps": 39},
+     {"prompts": ["a dog"]},
      {"sampler": "random"}, {"sampler_seed": 1}, {"dtype": "mxfp8"}, {"device_profile": "ascend-pr2640"},
      {"seeds": [1]}],
     ids=str,

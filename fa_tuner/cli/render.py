@@ -107,8 +107,11 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
     several = len(spec.dtypes) > 1
     for name in (*["dtype"] * several, "skip steps", "skip layers", "quantized", f"gain ({spec.latency_source})", "±"):
         table.add_column(name, justify="left" if name.startswith(("skip", "dtype")) else "right", no_wrap=True)
-    for name in ("PSNR dB worst", "mean", "SSIM worst", "held out", "meets", "from"):
-        table.add_column(name, justify="right" if name[0] in "PmS" and name != "meets" else "left", no_wrap=True)
+    aggregates = spec.requirement.aggregates
+    for name in ("PSNR dB worst", *aggregates[1:], "SSIM worst"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("held out", "meets", "from"):
+        table.add_column(name, no_wrap=True)
     timed = spec.latency_source == "measured"
     if timed:
         table.add_column("s end to end", justify="right", no_wrap=True)
@@ -124,8 +127,7 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
             f"{policy.share(spec.grid):.0%}",
             f"{measured.latency.gain:.2%}",
             f"{measured.latency.spread:.2%}" if measured.latency.repeats else "",
-            decibels(measured.psnr_db("worst")).removesuffix(" dB"),
-            decibels(measured.psnr_db("mean")).removesuffix(" dB"),
+            *(decibels(measured.psnr_db(how)).removesuffix(" dB") for how in aggregates),
             f"{ssim:.4f}",
             {None: "", True: "pass", False: "fail"}[candidate.holdout_met(spec.requirement)],
             "" if policy.is_native else "yes" if met else "no",
@@ -147,7 +149,9 @@ def render_recommendation(recommendation: Recommendation) -> None:
     out.print(f"latency      gain {latency.gain:.2%} over native{seconds}, {_source(recommendation.study)}")
     if latency.end_to_end_seconds is not None:
         out.print(f"end to end   {latency.end_to_end_seconds:.3f} s, all searched cases")
-    out.print(f"PSNR         {measured.psnr_db('worst'):.2f} dB worst prompt, {measured.psnr_db('mean'):.2f} dB mean")
+    worst, *others = recommendation.requirement.aggregates
+    beside = "".join(f", {measured.psnr_db(how):.2f} dB {how}" for how in others)
+    out.print(f"PSNR         {measured.psnr_db(worst):.2f} dB {worst} prompt{beside}")
     out.print(f"asked for    {recommendation.requirement}")
     out.print(f"holds for    {spec.workload.steps} steps, {spec.workload.width}x{spec.workload.height}, "
               f"{spec.workload.frames} frames, guidance {spec.workload.guidance:g}")  # fmt: skip

@@ -14,7 +14,8 @@ from fa_tuner.domain.workload import Case
 
 IDENTICAL_DB = 100.0  # stands for the infinite PSNR of identical frames
 LatencySource = Literal["measured", "fitted", "projected"]
-Aggregate = Literal["worst", "mean"]
+Aggregate = str  # "worst", "mean", or a quantile "p1" to "p50"; see `check_aggregate`
+AGGREGATE = "worst|mean|p([1-9]|[1-4][0-9]|50)"
 
 HIGHER_IS_BETTER = ("psnr_db", "worst_frame_psnr_db", "ssim", "cosine_similarity")
 LOWER_IS_BETTER = ("mae", "mse", "rmse", "max_abs", "l2", "relative_l2")
@@ -56,12 +57,33 @@ class CaseQuality:
         return cls(case, {name: best.get(name, 0.0) for name in METRICS}, identical=True)
 
 
+def check_aggregate(text: str) -> Aggregate:
+    """
+    Raises:
+        UsageError: it is none.
+    """
+    if re.fullmatch(AGGREGATE, text) is None:
+        raise UsageError(
+            f"aggregate {text[:40]!r} is unknown; choose worst, mean, or p1 to p50: of p10, "
+            "at most 10 percent of the prompts fall short"
+        )
+    return text
+
+
+def may_fall_short(how: Aggregate, cases: int) -> int:
+    """How many of the cases may be worse than their aggregate: none of the worst one, NN percent of pNN, rounded
+    down. So p10 of fewer than ten cases is the worst."""
+    return 0 if how == "worst" else int(how[1:]) * cases // 100
+
+
 def aggregate(cases: Iterable[CaseQuality], metric: str, how: Aggregate) -> float:
-    """One number over the cases: the worst, or the mean (for PSNR that of the squared error, then dB)."""
+    """One number over the cases: the worst, the mean (for PSNR that of the squared error, then dB), or the quantile
+    pNN: the best case's value that at most NN percent of the cases fall short of. It is always one case's own value,
+    and a bound on it holds where at most NN percent of the cases miss that bound."""
     seen = tuple(cases)
     values = [quality.metrics[metric] for quality in seen]
-    if how == "worst":
-        return min(values) if metric in HIGHER_IS_BETTER else max(values)
+    if how != "mean":
+        return sorted(values, reverse=metric in LOWER_IS_BETTER)[may_fall_short(how, len(values))]
     if metric == "psnr_db":
         return psnr_of_mse(math.fsum(quality.metrics["mse"] for quality in seen) / len(values))
     return math.fsum(values) / len(values)
@@ -164,10 +186,17 @@ PRESETS: dict[str, tuple[Constraint, ...]] = {
 
 @dataclass(frozen=True)
 class Requirement:
-    """All constraints, and how cases are aggregated before they are checked."""
+    """All constraints, and how cases are aggregated before they are checked.
+
+    Raises:
+        UsageError: an unknown aggregate.
+    """
 
     constraints: tuple[Constraint, ...]
     aggregate: Aggregate = "worst"
+
+    def __post_init__(self) -> None:
+        check_aggregate(self.aggregate)
 
     def violations(self, cases: Iterable[CaseQuality]) -> dict[str, float]:
         """By constraint as written; 0 or below where it holds."""
@@ -187,12 +216,18 @@ class Requirement:
         )
 
     @property
+    def aggregates(self) -> tuple[Aggregate, ...]:
+        """Those that say how good a policy is: the worst and the mean, and between them a quantile if that counts."""
+        return ("worst", "mean") if self.aggregate in ("worst", "mean") else ("worst", self.aggregate, "mean")
+
+    @property
     def min_psnr(self) -> float | None:
         """The strictest PSNR bound, in dB, if there is one."""
         return max((c.value for c in self.constraints if c.metric == "psnr_db"), default=None)
 
     def __str__(self) -> str:
-        return f"{', '.join(map(str, self.constraints))} ({self.aggregate} prompt)"
+        of = "prompt" if self.aggregate in ("worst", "mean") else "of prompts"
+        return f"{', '.join(map(str, self.constraints))} ({self.aggregate} {of})"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtr
 
-from fa_tuner.domain.measurement import Aggregate, Requirement
+from fa_tuner.domain.measurement import Aggregate, Requirement, may_fall_short
 from fa_tuner.search.space import Flags, Numbers
 
 SPAN_DB = 25.0
@@ -55,14 +55,15 @@ def psnr(log_mse: Numbers) -> Numbers:
 
 def aggregated(log_mse: Numbers, how: Aggregate) -> Numbers:
     """PSNR [n] of measured policies, from ln MSE [prompts, n]."""
-    if how == "worst":
-        return psnr(log_mse.max(0))
-    return psnr(np.log(np.exp(log_mse).mean(0)))
+    if how == "mean":
+        return psnr(np.log(np.exp(log_mse).mean(0)))
+    return psnr(np.sort(log_mse, axis=0)[-1 - may_fall_short(how, len(log_mse))])
 
 
 def reaching(mean: Numbers, deviation: Numbers, levels: Numbers, how: Aggregate) -> Numbers:
     """The probability [n, levels] that a policy's PSNR is at least each of `levels` (dB), from what is believed of its
     ln MSE [prompts, n]. Prompts count as independent, which for the worst of them is on the safe side."""
+    missing = 0 if how == "mean" else may_fall_short(how, len(mean))
     if how == "mean":
         raw = np.exp(mean + deviation**2 / 2)
         spread = np.expm1(deviation**2)
@@ -70,7 +71,18 @@ def reaching(mean: Numbers, deviation: Numbers, levels: Numbers, how: Aggregate)
         own = np.log1p(relative)
         mean, deviation = (np.log(raw.mean(0)) - own / 2)[None], np.sqrt(own)[None]
     chances = ndtr((psnr(mean)[:, :, None] - levels) / (DB * deviation[:, :, None]))
-    return np.asarray(chances.prod(0))
+    return _all_but(missing, chances)
+
+
+def _all_but(most: int, chances: Numbers) -> Numbers:
+    """The probability [...] that of independent events with `chances` [events, ...] at most `most` fail."""
+    failed = np.zeros((most + 1, *chances.shape[1:]))  # so many of the events so far
+    failed[0] = 1.0
+    for chance in chances:
+        lost = failed[:-1] * (1.0 - chance)
+        failed *= chance
+        failed[1:] += lost
+    return np.asarray(failed.sum(0))
 
 
 class Yardstick:

@@ -66,6 +66,30 @@ def test_another_aggregate_and_constraint(replay: Run, generated: list[str]) -> 
     assert len(set(generated)) <= 4
 
 
+def test_a_quantile_where_one_prompt_may_fall_short(fa_tune: FaTune, replay: Run, generated: list[str]) -> None:
+    """Of two prompts half may: p50 is the better one, and what the worst forbade is the answer now."""
+    before = replay("--min-psnr", "36", "--json", trials=15).succeeded().document
+    worst = {row["number"]: row for row in fa_tune("show", "s", "--json").document["evaluations"]}
+    generated.clear()
+    ran = replay("--min-psnr", "36", "--aggregate", "p50", "--json", trials=15).succeeded()
+    assert "asked anew" in ran.err and "(p50 of prompts)" in ran.err
+    assert len(set(generated) - {"native"}) <= 3
+    after = ran.document
+    assert after["aggregate"] == "p50"
+    assert after["recommended"]["latency"]["gain"] > before["recommended"]["latency"]["gain"]
+    for row in fa_tune("show", "s", "--json").document["evaluations"]:
+        seen = [prompt["metrics"]["psnr_db"] for prompt in row["prompts"]]
+        assert (row["psnr_db"], worst[row["number"]]["psnr_db"]) == (max(seen), min(seen))
+    assert "PSNR dB worst" in (shown := fa_tune("pareto", "s").succeeded().out) and " p50 " in shown
+    assert "(p50 of prompts)" in shown
+    exported = fa_tune("export", "s").succeeded().out
+    assert f"p50 {after['recommended']['psnr_db']:.2f} dB, mean" in " ".join(exported.replace("#", " ").split())
+    asked = fa_tune("recommend", "--model", "landscape.json", "--min-psnr", "36", "--aggregate", "p50", "--json")
+    assert asked.succeeded().document["policy"] == after["recommended"]["policy"]
+    fewer = fa_tune("recommend", "--model", "landscape.json", "--min-psnr", "36", "--aggregate", "p49", "--json")
+    assert fewer.succeeded().document["policy"] == before["recommended"]["policy"], "of two prompts, the worst"
+
+
 def test_another_device_profile(fa_tune: FaTune, replay: Run, tmp_path: Path, generated: list[str]) -> None:
     before = replay("--json", trials=8).succeeded().document
     profile = tmp_path / "mine.yaml"

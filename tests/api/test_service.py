@@ -55,6 +55,7 @@ QUESTIONS: tuple[dict[str, Any], ...] = (
     {"quality": "good", "min_psnr": 20},
     {"constraint": ["ssim>=0.9", "mae<=5"]},
     {"aggregate": "mean", "min_psnr": 36},
+    {"aggregate": "p50", "min_psnr": 36},
     {"dtype": "fp8", "steps": 6, "height": 480, "width": 832, "frames": 81},
 )
 
@@ -121,6 +122,7 @@ def test_nothing_qualifies(service: Service, tuned: Tuned) -> None:
         ({"min_psnr": -1}, "min_psnr"),
         ({"quality": "best"}, "quality"),
         ({"aggregate": "median"}, "aggregate"),
+        ({"aggregate": "p51"}, "aggregate"),
         ({"dtype": "int4"}, "dtype"),
         ({"constraint": "psnr>=30"}, "psnr"),
         ({"constraint": "psnr_db<=30"}, "wrong way"),
@@ -193,3 +195,5 @@ def test_the_schema_describes_the_question(service: Service) -> None:
         "model", "min_psnr", "quality", "constraint", "aggregate", "dtype", "steps", "height", "width", "frames",
     }  # fmt: skip
     assert "store" not in str(parameters)
+    (how,) = (p["schema"] for p in parameters if p["name"] == "aggregate")
+    assert any("p([1-9]" in kind.get("pattern", "") for kind in how["anyOf"])

@@ -22,6 +22,7 @@ from fa_tuner.domain.measurement import (
     Measurement,
     Requirement,
     aggregate,
+    check_aggregate,
     psnr_of_mse,
 )
 from fa_tuner.domain.policy import SkipPolicy
@@ -85,7 +86,40 @@ class TestAggregate:
         assert aggregate([quality(GOOD), quality(BAD)], "psnr_db", "mean") == pytest.approx(expected)
         assert expected < (GOOD["psnr_db"] + BAD["psnr_db"]) / 2
 
-    @pytest.mark.parametrize("how", ["worst", "mean"])
+    @given(st.lists(st.floats(0, 50), min_size=1, max_size=40), st.integers(1, 50))
+    def test_of_a_quantile_at_most_so_many_percent_fall_short(self, values: list[float], percent: int) -> None:
+        """For PSNR those below it, for the mean absolute error, of which less is better, those above; and no better
+        case's value is one of which that holds."""
+        for name, sign in (("psnr_db", 1), ("mae", -1)):
+            found = aggregate([quality({**GOOD, name: value}) for value in values], name, f"p{percent}")
+            worse = sorted(sign * value for value in values)
+
+            def shorter(bound: float, worse: list[float] = worse) -> float:
+                return sum(value < bound for value in worse) * 100 / len(worse)
+
+            assert found in values and shorter(sign * found) <= percent
+            assert all(shorter(value) > percent for value in worse if value > sign * found)
+
+    def test_a_quantile_of_few_cases_is_the_worst(self) -> None:
+        cases = [quality({**GOOD, "psnr_db": 30.0 + index}) for index in range(10)]
+        assert aggregate(cases[:9], "psnr_db", "p10") == 30.0
+        assert aggregate(cases, "psnr_db", "p10") == 31.0
+        assert [aggregate(cases[:count], "psnr_db", "p25") for count in (1, 3, 4, 8)] == [30.0, 30.0, 31.0, 32.0]
+
+    @pytest.mark.parametrize("how", ["worst", "mean", "p1", "p10", "p50"])
+    def test_known_aggregates(self, how: str) -> None:
+        assert check_aggregate(how) == how
+
+    @pytest.mark.parametrize(
+        "how", ["", "p", "p0", "p05", "p51", "p100", "p5.5", "p-1", "P10", "p10\n", "p\u0661", "median"]
+    )
+    def test_unknown_aggregates(self, how: str) -> None:
+        with pytest.raises(UsageError, match="choose worst, mean, or p1 to p50"):
+            check_aggregate(how)
+        with pytest.raises(UsageError, match="aggregate"):
+            Requirement((), how)
+
+    @pytest.mark.parametrize("how", ["worst", "mean", "p50"])
     def test_an_iterator_counts_like_a_list(self, how: Any) -> None:
         cases = [quality(GOOD), quality(BAD)]
         assert aggregate(iter(cases), "psnr_db", how) == aggregate(cases, "psnr_db", how)
@@ -174,6 +208,13 @@ class TestRequirement:
         asked = Requirement((Constraint.parse("mae<=7.5"),), "mean")
         assert asked.met_by([quality(GOOD), quality(BAD, "b")])
         assert not replace(asked, aggregate="worst").met_by([quality(GOOD), quality(BAD, "b")])
+
+    def test_a_quantile_leaves_so_many_out(self) -> None:
+        asked = Requirement((Constraint.parse("psnr_db>=30"), Constraint.parse("mae<=3")), "p25")
+        assert asked.met_by([quality(GOOD)] * 3 + [quality(BAD)])
+        assert not asked.met_by([quality(GOOD)] * 2 + [quality(BAD)])
+        assert str(asked) == "psnr_db>=30, mae<=3 (p25 of prompts)"
+        assert asked.aggregates == ("worst", "p25", "mean") and Requirement(()).aggregates == ("worst", "mean")
 
     def test_violations_name_each_constraint(self) -> None:
         asked = Requirement((Constraint.parse("psnr_db>=30"), Constraint.parse("mae<=3")))
