@@ -14,13 +14,18 @@ from fa_tuner.domain.study import Origin, StudySpec, check_name, differing
 from fa_tuner.domain.workload import Workload
 from fa_tuner.engines.registry import open_engine
 from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profile
+from fa_tuner.evaluate.timing import finalist_repeats
 
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Description, Engine, Shadow
     from fa_tuner.search.space import Space
 
 POLICIES_AN_INDEX = 2  # what that many find is in docs/benchmarks.md
+MOST_TIMED_AGAIN = 12  # finalists, of one process, where latency is measured
 SHADOWS = "shadow probes"
+POLICIES = "policies, at most"
+TIMED_AGAIN = "finalists timed again, at most"
+HELD_OUT = "held-out prompts, baseline and one finalist"
 MOST_POLICIES = 100_000  # what a run with a budget may measure at most; its budget ends it long before
 
 
@@ -49,9 +54,24 @@ class TuneRequest:
 
 
 @dataclass(frozen=True)
+class Reuse:
+    """What prefix reuse is expected to leave of the policies' generations, from searches `rehearsed` on made-up
+    landscapes: `policies` of them in `equivalents` generation equivalents, between `least` and `most` by landscape.
+    Under a budget it is more policies in place of fewer generations."""
+
+    policies: int
+    equivalents: float
+    least: float
+    most: float
+    rehearsed: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What a run would do, from the description alone (`--dry-run`). `equivalents` are generation equivalents by
-    phase: what is resumed from a kept prefix makes the policies cheaper than one each."""
+    """What a run would do that starts anew (`--dry-run`): from the description, one native generation, and a rehearsed
+    search. `equivalents` are generation equivalents by phase, at most; `reuse` says what to expect of the policies'
+    instead, None where nothing is resumed. `denoise_seconds` are those of `seconds_a_generation` that reuse can save.
+    """
 
     description: Description
     policies: int
@@ -60,13 +80,24 @@ class Plan:
     equivalents: Mapping[str, float]
     tries: tuple[SkipPolicy, ...]
     seconds_a_generation: float
+    denoise_seconds: float
     cases: int
+    reuse: Reuse | None
 
     @property
     def seconds(self) -> float:
         """At most, for all prompts; a shadow probe takes its share of a generation."""
         shadows = self.equivalents.get(SHADOWS, 0.0) * self.cases
         return (sum(self.generations_by_phase.values()) + shadows) * self.seconds_a_generation
+
+    @property
+    def saved(self) -> float:
+        """Generation equivalents that are expected to be saved by reuse."""
+        return self.policies - self.reuse.equivalents if self.reuse else 0.0
+
+    @property
+    def seconds_about(self) -> float:
+        return self.seconds - self.saved * self.cases * self.denoise_seconds
 
 
 def plan(request: TuneRequest) -> Plan:
@@ -78,37 +109,73 @@ def plan(request: TuneRequest) -> Plan:
 
     with opened(request) as engine:
         description = engine.describe()
-        profile_for(request, description)
+        refuse_unfit(request, description)
+        profile = profile_for(request, description)
         first_policies = list(queue(request, description.grid))
-        cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
-        measured = description.latency == "measured" and request.profile is None
-        per_policy = cases * (2 * request.repeats if measured else 1)
-        space = space_of(request, description.grid).count - 1
         timed = engine.generate(SkipPolicy(), request.workload.cases[0])
-        policies = target_of(request, description.grid)
-        if request.budget_seconds is not None:
-            policies = min(policies, int(request.budget_seconds / (per_policy * timed.end_to_end_seconds)) + 1)
-        first = min(len(first_policies), policies)
-        asked = shadows_beside_baseline(request, description)
-        return Plan(
-            description,
-            policies,
-            space,
-            {
-                "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
-                "anchors, own and preset policies": first * per_policy,
-                f"sampler {request.sampler}": (policies - first) * per_policy,
-                "held-out prompts, baseline and one finalist": 2 * holdout,
-            },
-            {
-                "baseline": 2.0,
-                **({SHADOWS: shadows.cost(asked, description.grid)} if asked else {}),
-                "policies, at most": float(policies),
-            },
-            tuple(policy for policy, origin in first_policies if origin == "try"),
-            timed.end_to_end_seconds,
-            cases,
+    cases, holdout = len(request.workload.cases), len(request.workload.holdout_cases)
+    measured = profile is None
+    per_policy = cases * (2 * request.repeats if measured else 1)
+    target = policies = target_of(request, description.grid)
+    if request.budget_seconds is not None:
+        policies = min(target, int(request.budget_seconds / (per_policy * timed.end_to_end_seconds)) + 1)
+    first = min(len(first_policies), policies)
+    asked = shadows_beside_baseline(request, description)
+    again = 2 * cases * finalist_repeats(request.repeats) * min(MOST_TIMED_AGAIN, policies)
+    return Plan(
+        description,
+        policies,
+        space_of(request, description.grid).count - 1,
+        {
+            "baseline, twice": 2 * cases * (request.repeats if measured else 1) + measured,
+            "anchors, own and preset policies": first * per_policy,
+            f"sampler {request.sampler}": (policies - first) * per_policy,
+            **({TIMED_AGAIN: again} if measured else {}),
+            HELD_OUT: 2 * holdout,
+        },
+        {
+            "baseline": 2.0,
+            **({SHADOWS: shadows.cost(asked, description.grid)} if asked else {}),
+            POLICIES: float(policies),
+        },
+        tuple(policy for policy, origin in first_policies if origin == "try"),
+        timed.end_to_end_seconds,
+        timed.denoise_seconds,
+        cases,
+        _reuse(request, description.grid, policies, target, bool(asked))
+        if description.resumes and not measured
+        else None,
+    )
+
+
+def _reuse(request: TuneRequest, grid: Grid, policies: int, target: int, shadows: bool) -> Reuse:
+    """`policies` could be measured without any reuse, `target` of them are wanted."""
+    from fa_tuner.search.rehearsal import rehearse
+
+    queued = [policy for policy, _ in queue(request, grid)]
+    made = rehearse(
+        space_of(request, grid), len(request.workload.cases), request.requirement, queued, target,
+        sampler=request.sampler, seed=request.sampler_seed, shadows=shadows,
+    )  # fmt: skip
+    count = made.affordable(policies, target)
+    if count < target:  # then the budget is what ends it
+        return Reuse(count, float(policies), float(policies), float(policies), made.policies)
+    each = made.each(count)
+    return Reuse(count, made.equivalents(count), min(each), max(each), made.policies)
+
+
+def refuse_unfit(request: TuneRequest, description: Description) -> None:
+    """
+    Raises:
+        UsageError: a dtype that the engine does not have, or a sampler that cannot search this grid.
+    """
+    from fa_tuner.search.samplers import check_sampler
+
+    if lacking := [dtype for dtype in request.dtypes if dtype not in description.dtypes]:
+        raise UsageError(
+            f"engine {request.engine} cannot run {', '.join(lacking)}; it has {', '.join(description.dtypes)}"
         )
+    check_sampler(request.sampler, space_of(request, description.grid))
 
 
 def shadows_beside_baseline(request: TuneRequest, description: Description) -> tuple[Shadow, ...]:

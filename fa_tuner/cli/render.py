@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fa_tuner.domain.measurement import IDENTICAL_DB
+from fa_tuner.planning import HELD_OUT, POLICIES, TIMED_AGAIN
 from fa_tuner.recommend.choice import Candidate, candidates, ranked
 from fa_tuner.report.documents import front_of, policy_document, result_document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from fa_tuner.domain.study import Evaluation, Recommendation, Study
     from fa_tuner.planning import Plan, TuneRequest
@@ -185,7 +186,7 @@ def render_trials(study: Study, evaluations: list[Evaluation]) -> None:
 
 
 def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
-    return {
+    document: dict[str, Any] = {
         "study": request.study,
         "model": request.workload.model,
         "engine": request.engine,
@@ -200,17 +201,67 @@ def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
         "workload": request.workload.document(),
         "tries": [policy_document(p, made.description.grid) for p in made.tries],
     }
+    if made.reuse is not None:
+        total = document["generation_equivalents"]["total"] - made.policies
+        document |= {
+            "policies_about": made.reuse.policies,
+            "generation_equivalents_about": {
+                "policies": made.reuse.equivalents, "total": total + made.reuse.equivalents,
+                "total_least": total + made.reuse.least, "total_most": total + made.reuse.most,
+            },
+            "seconds_about": made.seconds_about,
+        }  # fmt: skip
+    return document
 
 
 def render_plan(request: TuneRequest, made: Plan) -> None:
-    out = console()
-    out.print(f"study {request.study} on {made.description.pipeline}, {made.description.grid}: "
-              f"{made.policies} of {made.space:,} policies")  # fmt: skip
-    for phase, count in made.generations_by_phase.items():
-        out.print(f"{count:6d} generations  {phase}")
-    total = sum(made.generations_by_phase.values())
-    out.print(f"{total:6d} generations  in all")
-    parts = ", ".join(f"{phase} {cost:g}" for phase, cost in made.equivalents.items())
-    out.print(f"{sum(made.equivalents.values()):6.1f} generations of every prompt, without timing repeats: {parts}")
-    each = f"{made.seconds_a_generation:.2f} s for one native generation, timed just now"
-    out.print(f"at most {made.seconds / 60:.1f} minutes for all prompts, at {each}")
+    out, reuse = console(), made.reuse
+    space = f"{made.space:,}" if made.space < 10**9 else f"about 10^{len(str(made.space)) - 1}"
+    count = f"up to {made.policies} of {space} policies"
+    if reuse and reuse.policies > made.policies:
+        count += f" in the time given, about {reuse.policies} where they share steps"
+    out.print(f"study {request.study} on {made.description.pipeline}, {made.description.grid}, started anew: {count}")
+    for phase, generations in made.generations_by_phase.items():
+        more = f"; {len(request.workload.holdout_cases)} more for each that fails" if phase == HELD_OUT else ""
+        out.print(f"{generations:6d} generations  {phase}{more if generations else ''}")
+    out.print(f"{sum(made.generations_by_phase.values()):6d} generations  in all, where each runs in full")
+    _render_equivalents(out, made)
+    times, again = _about(made.seconds_about, made.seconds, _duration), made.generations_by_phase.get(TIMED_AGAIN, 0)
+    out.print(
+        f"device time for all prompts: {times}"
+        + (f", {_duration(again * made.seconds_a_generation)} of it for finalists" if again else "")
+        + f", at {made.seconds_a_generation:.2f} s for one native generation, timed just now"
+        + ("; emulated quantized calls take longer" if made.description.operator == "emulated" else "")
+    )
+
+
+def _render_equivalents(out: Console, made: Plan) -> None:
+    """Generations of every searched prompt, after reuse and at most."""
+    total, reuse = sum(made.equivalents.values()), made.reuse
+    parts = [f"{phase} {_tenths(cost)}" for phase, cost in made.equivalents.items() if phase != POLICIES]
+    parts.append(f"policies {_about(made.policies - made.saved, made.policies, _tenths)}")
+    cost = _about(total - made.saved, total, _tenths)
+    out.print(f"{cost} generations of every searched prompt, timing repeats left out: {', '.join(parts)}")
+    if reuse is None:
+        timed = TIMED_AGAIN in made.generations_by_phase
+        out.print(f"  each runs in full: {'what is timed is never resumed' if timed else 'this engine resumes none'}")
+    elif made.saved:
+        least, most = (total - made.policies + end for end in (reuse.least, reuse.most))
+        out.print(
+            f"  about: policies go on from steps that earlier runs share with them; simulated searches of "
+            f"{reuse.rehearsed} policies, on made-up landscapes, say {_tenths(least)} to {_tenths(most)}"
+        )
+
+
+def _about(expected: float, most: float, text: Callable[[float], str]) -> str:
+    return f"about {text(expected)}, at most {text(most)}" if expected < most else f"at most {text(most)}"
+
+
+def _tenths(count: float) -> str:
+    return f"{count:,.1f}".removesuffix(".0")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -17,7 +17,7 @@ from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import Engine, Generation, Prefix, Shadow
 from fa_tuner.evaluate import coverage
 from fa_tuner.evaluate.profile import DeviceProfile
-from fa_tuner.evaluate.timing import Pair, conclude
+from fa_tuner.evaluate.timing import Pair, conclude, finalist_repeats
 
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Frames
@@ -151,7 +151,7 @@ class Evaluator:
     @property
     def finalist_repeats(self) -> int:
         """Repeats of a policy that is about to be recommended."""
-        return max(15, 5 * self._repeats)
+        return finalist_repeats(self._repeats)
 
     def time_again(self, policy: SkipPolicy) -> Latency:
         """The policy's latency from `finalist_repeats` new interleaved pairs and nothing else: among many policies

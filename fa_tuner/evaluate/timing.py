@@ -12,6 +12,11 @@ from fa_tuner.domain.measurement import Latency
 ROBUST_FROM = 9  # repeats; below that a median absolute deviation says next to nothing
 
 
+def finalist_repeats(repeats: int) -> int:
+    """How often a policy is timed that is about to be recommended, where the others are timed `repeats` times."""
+    return max(15, 5 * repeats)
+
+
 @dataclass(frozen=True)
 class Pair:
     """Denoising and end-to-end seconds of candidate and baseline, run one right after the other."""

@@ -56,10 +56,11 @@ class PolicySearch:
     """One Optuna study over the policies of a space."""
 
     def __init__(
-        self, storage: str, name: str, space: Space, sampler: str, seed: int,
+        self, storage: str | None, name: str, space: Space, sampler: str, seed: int,
         goal: Goal | None = None, resumes: bool = False, priors: Sequence[Numbers] | None = None,
     ) -> None:  # fmt: skip
-        """
+        """`storage` is the URL of a database; without one the study is kept in memory.
+
         Raises:
             UsageError: see `make_sampler`.
             StoreError: Optuna's storage cannot be opened.
@@ -197,7 +198,7 @@ class PolicySearch:
             self._study.tell(trial, [score.relative, score.psnr_db], skip_if_finished=True)
 
 
-def _open_study(storage: str, name: str) -> optuna.Study:
+def _open_study(storage: str | None, name: str) -> optuna.Study:
     """Tried for some `OPEN_SECONDS`: opened right behind a killed process, Optuna's storage failed twice in hundreds of
     such openings, cause not seen; killing it after each of its statements in turn never did it. Opening twice is
     harmless.
@@ -210,7 +211,7 @@ def _open_study(storage: str, name: str) -> optuna.Study:
         try:
             return optuna.create_study(
                 study_name=name,
-                storage=open_storage(optuna_url(storage)),
+                storage=None if storage is None else open_storage(optuna_url(storage)),
                 directions=["minimize", "maximize"],
                 load_if_exists=True,
             )

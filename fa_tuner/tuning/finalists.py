@@ -6,13 +6,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fa_tuner.planning import MOST_TIMED_AGAIN
 from fa_tuner.recommend.choice import candidates, ranked, unsettled
 from fa_tuner.tuning.job import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from fa_tuner.tuning.job import Job
-
-MOST_TIMED_AGAIN = 12  # of one process, where latency is measured
 
 
 def check_finalists(job: Job) -> None:

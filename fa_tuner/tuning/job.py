@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from fa_tuner.domain.errors import ConflictError, EngineError, InterruptedByUser, UsageError
+from fa_tuner.domain.errors import ConflictError, EngineError, InterruptedByUser
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Evaluation, StudySpec, StudyState
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
-from fa_tuner.planning import TuneRequest, profile_for, queue, space_of, target_of
+from fa_tuner.planning import TuneRequest, profile_for, queue, refuse_unfit, space_of, target_of
 from fa_tuner.recommend.choice import candidates, pareto_front
 
 if TYPE_CHECKING:
@@ -41,20 +41,15 @@ class Job:
         observer: Observer,
         search_storage: str,
     ) -> None:
-        from fa_tuner.search.samplers import check_sampler
         from fa_tuner.store.claims import Worker
 
         self.request, self.store, self.artifacts, self.observer = request, store, artifacts, observer
         self.search_storage = search_storage
         self.description = engine.describe()
         self.grid = self.description.grid
-        if lacking := [dtype for dtype in request.dtypes if dtype not in self.description.dtypes]:
-            raise UsageError(
-                f"engine {request.engine} cannot run {', '.join(lacking)}; it has {', '.join(self.description.dtypes)}"
-            )
+        refuse_unfit(request, self.description)  # before anything is stored
         self.queue = list(queue(request, self.grid))
         self.space = space_of(request, self.grid)
-        check_sampler(request.sampler, self.space)  # before anything is stored
         self.profile = profile_for(request, self.description)
         self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats, observer.note)
         self.target = target_of(request, self.grid)

@@ -155,12 +155,35 @@ def test_settings_come_from_flag_then_environment_then_study_file(
     assert (ran["evaluated"], ran["requirement"]) == (2, ["psnr_db>=26"])
 
 
-def test_a_dry_run_counts_generations_and_stores_nothing(fa_tune: FaTune, replay: Run) -> None:
+def test_a_dry_run_counts_generations_and_stores_nothing(
+    fa_tune: FaTune, replay: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa_tuner.search.rehearsal.MOST_SECONDS", 1e9)  # so that both come to the same
     planned = replay("--dry-run", "--json").succeeded().document
     assert (planned["policies"], planned["policies_possible"]) == (8, 63 * 15)
     assert planned["generations"]["total"] > 8
-    assert "generations  in all" in replay("--dry-run").succeeded().out
+    about = planned["generation_equivalents_about"]
+    assert about["total"] == pytest.approx(2 + about["policies"])
+    assert about["total_least"] <= about["total"] <= about["total_most"]
+    assert about["total"] < planned["generation_equivalents"]["total"] == 10
+    assert planned["policies_about"] == 8 and planned["seconds_about"] < planned["seconds_at_most"]
+    said = replay("--dry-run").succeeded().out
+    assert "generations  in all" in said and "started anew: up to 8 of 945 policies" in said
+    assert (
+        f"about {about['total']:.1f}".removesuffix(".0") + ", at most 10 generations of every searched prompt" in said
+    )
+    assert "device time for all prompts: about " in said
     assert fa_tune("studies", "--json").document == []
+
+
+def test_a_dry_run_where_latency_is_timed_counts_the_finalists(fa_tune: FaTune, replay: Run) -> None:
+    timed = ("--engine-arg", "latency=measured", "--dry-run")
+    planned = replay(*timed, "--json", trials=3).succeeded().document
+    assert planned["generations"]["finalists timed again, at most"] == 3 * 15 * 2 * 2
+    assert "seconds_about" not in planned and "generation_equivalents_about" not in planned
+    said = replay(*timed, trials=3).succeeded().out
+    assert "what is timed is never resumed" in said and "about" not in said
+    assert "   180 generations  finalists timed again, at most" in said
 
 
 def test_a_reader_that_goes_away_is_no_error(fa_tune: FaTune, replay: Run) -> None:

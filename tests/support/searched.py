@@ -4,19 +4,15 @@ is compared with that of all policies."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
-from optuna.storages import InMemoryStorage
 
 from fa_tuner.domain.measurement import Requirement, aggregate
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.synthetic import synthetic_landscape
-from fa_tuner.search import study
 from fa_tuner.search.presets import all_quantized
 from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score
@@ -77,10 +73,7 @@ class Oracle:
 
     def search(self, sampler: str = "rectangle", seed: int = 0, storage: str = "", **options: Any) -> PolicySearch:
         """In Optuna's own memory where no storage is given: its databases take most of the time."""
-        with ExitStack() as stack:
-            if not storage:
-                stack.enter_context(patch.object(study, "open_storage", lambda _: InMemoryStorage()))
-            return PolicySearch(storage, "s", self.space, sampler, seed, **options)
+        return PolicySearch(storage or None, "s", self.space, sampler, seed, **options)
 
     def walk(
         self, search: PolicySearch, count: int, elsewhere: Sequence[SkipPolicy] = ()
