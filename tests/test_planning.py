@@ -34,7 +34,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     """6 steps by 4 layers, two prompts and a held-out one."""
-    synthetic_landscape(6, 4, prompts=2, holdout=1, seed=3).write(tmp_path / "landscape.json")
+    synthetic_landscape(6, 4, prompts=2, holdout=1, seed=3, psnr_db={"fp8": 33.0}).write(tmp_path / "landscape.json")
     return str(tmp_path / "landscape.json")
 
 
@@ -99,8 +99,8 @@ def test_what_a_run_would_refuse_is_refused_before_anything_is_generated(
     planned: Planned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ReplayEngine, "generate", lambda *_: pytest.fail("generated"))
-    with pytest.raises(UsageError, match="cannot run int4; it has fp8"):
-        planned(dtypes=("int4",))
+    with pytest.raises(UsageError, match="cannot run mxfp8; it has fp8"):
+        planned(dtype="mxfp8")
     with pytest.raises(UsageError, match="sampler 'guess' is unknown"):
         planned(sampler="guess")
 
