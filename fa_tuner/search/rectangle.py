@@ -11,6 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from threadpoolctl import ThreadpoolController
 
 from fa_tuner.search import candidates
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
@@ -33,6 +34,7 @@ PROMISING = 40
 DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
 NOTHING_LEFT = 1e-4  # of the box that the front is measured in
 LEAST_MEASURED = 6  # before the models are believed that nothing is left
+_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 # why nothing is proposed: all of the predicted front is measured; or what is not is not worth its generation
@@ -125,7 +127,8 @@ class RectangleSampler(BaseSampler):
         useless = set(candidates.keys(*self._stacked(failed)))
         found: Proposed | Settled | None = self._anchor(measured, pending, useless)
         if found is None:
-            found = self._best(measured, pending, useless)
+            with _BLAS.limit(limits=1):  # beside another busy process threads of so small matrices only wait
+                found = self._best(measured, pending, useless)
         self._next = None if isinstance(found, str) else found
         return found
 
