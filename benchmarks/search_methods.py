@@ -123,7 +123,7 @@ def rectangle(shadowed: bool, threshold: float | None = None) -> Method:
             proposed = sampler.propose(study)
             if isinstance(proposed, str):
                 return
-            policy = oracle.space.to_policy(oracle.space.params_of(proposed.rectangle))
+            policy = oracle.space.policy_of(proposed.rectangle)
             mse = oracle.mse(policy)
             study.add_trial(optuna.trial.create_trial(
                 values=[1 - oracle.share(policy), oracle.psnr(policy)], params=oracle.space.to_params(policy),

@@ -212,16 +212,18 @@ def target_of(request: TuneRequest, grid: Grid) -> int:
 def queue(request: TuneRequest, grid: Grid) -> Iterator[tuple[SkipPolicy, Origin]]:
     """Everything quantized, the user's own policies, presets; each policy once, the native one never. Our sampler
     weighs presets against other policies; Optuna's have to be told of them."""
-    from fa_tuner.search.presets import all_quantized, presets
+    from fa_tuner.search.candidates import schedules
 
-    listed: list[tuple[SkipPolicy, Origin]] = [(all_quantized(dtype), "anchor") for dtype in request.dtypes]
+    listed: list[tuple[SkipPolicy, Origin]] = [(SkipPolicy(dtype), "anchor") for dtype in request.dtypes]
     for text in request.tries:
         policy = SkipPolicy.parse(text, request.dtypes, grid)
         if policy.is_native:
             raise UsageError(f'--try "{text}" skips every step or every layer of {grid}; that is the native policy')
         listed.append((policy, "try"))
     if request.sampler != "rectangle":
-        listed += [(policy, "preset") for dtype in request.dtypes for policy in presets(dtype, grid)]
+        space, presets = space_of(request, grid), schedules(grid.steps, len(grid.layers))
+        rectangles = [pair for dtype in request.dtypes for pair in zip(*space.of(dtype, *presets), strict=True)]
+        listed += [(space.policy_of(rectangle), "preset") for rectangle in rectangles]
     seen: set[str] = set()
     for policy, origin in listed:
         if policy.key not in seen:

@@ -97,6 +97,10 @@ class Space:
         flags = zip(self.indices, np.concatenate([by_dtype.any(axis=0), rectangle[1]]).tolist(), strict=True)
         return {**({DTYPE: dtype} if len(self.dtypes) > 1 else {}), **{name: not on for name, on in flags}}
 
+    def policy_of(self, rectangle: Rectangle) -> SkipPolicy:
+        """The inverse of `to_rectangle`."""
+        return self.to_policy(self.params_of(rectangle))
+
     @property
     def count(self) -> int:
         """How many different policies there are: every rectangle with a cell in it, and the native one."""
@@ -110,7 +114,7 @@ class Space:
             for layers in product((True, False), repeat=len(self.grid.layers)):
                 for steps in product((False, True), repeat=self.grid.steps):
                     if any(steps) and any(layers):
-                        yield self.to_policy(self.params_of(self.of(dtype, np.array(steps), np.array(layers))))
+                        yield self.policy_of(self.of(dtype, np.array(steps), np.array(layers)))
 
     def draw(self, seed: int) -> SkipPolicy:
         """A policy drawn uniformly over the parameters."""

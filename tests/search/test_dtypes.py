@@ -73,7 +73,7 @@ def walk(seed: int, count: int) -> list[SkipPolicy]:
     for _ in range(count):
         proposed = sampler.propose(study)
         assert isinstance(proposed, Proposed)
-        policies.append(SPACE.to_policy(SPACE.params_of(proposed.rectangle)))
+        policies.append(SPACE.policy_of(proposed.rectangle))
         study.add_trial(measured(policies[-1]))
     return policies
 
@@ -112,7 +112,7 @@ def test_a_dtype_that_saves_no_more_and_errs_more_is_left_alone() -> None:
     for _ in range(16):
         proposed = sampler.propose(study)
         assert isinstance(proposed, Proposed)
-        policy = SPACE.to_policy(SPACE.params_of(proposed.rectangle))
+        policy = SPACE.policy_of(proposed.rectangle)
         trial = measured(policy)
         if policy.dtype == "mxfp4":
             trial.values = [1 - 0.3 * (1 - trial.values[0]), trial.values[1]]

@@ -18,7 +18,6 @@ from optuna.trial import TrialState, create_trial
 from fa_tuner.domain.measurement import Constraint, Requirement
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.search.acquisition import Goal
-from fa_tuner.search.presets import all_quantized
 from fa_tuner.search.rectangle import MSE, Proposed, RectangleSampler
 from fa_tuner.search.space import Space
 from fa_tuner.search.study import Proposal, Score, open_storage
@@ -144,7 +143,7 @@ def test_a_threshold_that_nothing_or_everything_meets(threshold: float) -> None:
     assert known.share(policies) > (0.85 if threshold < 50 else 0.6)
     if threshold > 50:  # and what comes nearest to it
         best = max(known.score(policy).psnr_db for policy in policies)
-        assert best > known.score(all_quantized("fp8")).psnr_db + SPAN_DB - 3
+        assert best > known.score(SkipPolicy("fp8")).psnr_db + SPAN_DB - 3
 
 
 def test_a_threshold_of_another_metric_is_learned() -> None:
@@ -290,13 +289,13 @@ def test_trials_without_an_error_are_passed_over(folder: Path) -> None:
         search.tell_failed(asked(search.ask()))
     study = optuna.load_study(study_name="s", storage=open_storage(url))
     study.add_trial(create_trial(values=[0.9, 30.0]))
-    params = known.space.to_params(all_quantized("fp8"))
+    params = known.space.to_params(SkipPolicy("fp8"))
     distributions: Any = {name: optuna.distributions.CategoricalDistribution((False, True)) for name in params}
     study.add_trial(create_trial(values=[0.9, 30.0], params=params, distributions=distributions))
     ours = known.search(storage=url)
     assert asked(ours.ask()).policy.key == "fp8:/"
     policies, _ = known.walk(known.search(storage=url), 12)
-    assert known.share([all_quantized("fp8"), *policies]) > 0.6
+    assert known.share([SkipPolicy("fp8"), *policies]) > 0.6
 
 
 def test_the_native_baseline_is_passed_over() -> None:
@@ -381,7 +380,7 @@ def test_costs_change_what_a_share_is() -> None:
     def volume(policies: list[SkipPolicy]) -> float:
         quality = np.array([known.score(policy).psnr_db for policy in policies if not policy.is_native])
         shares = np.array([share(policy) for policy in policies if not policy.is_native])
-        levels = known.score(all_quantized("fp8")).psnr_db + np.linspace(0, 25, 200)
+        levels = known.score(SkipPolicy("fp8")).psnr_db + np.linspace(0, 25, 200)
         return float(np.where(quality[:, None] >= levels, shares[:, None], 0).max(0).mean())
 
     policies = walk(RectangleSampler(known.space, costs=costs), known, budget(known))

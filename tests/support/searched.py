@@ -13,7 +13,6 @@ from fa_tuner.domain.measurement import Requirement, aggregate
 from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.synthetic import synthetic_landscape
-from fa_tuner.search.presets import all_quantized
 from fa_tuner.search.space import Space
 from fa_tuner.search.study import PolicySearch, Score
 from tests.support.tables import every_policy
@@ -58,7 +57,7 @@ class Oracle:
 
     def volume(self, policies: Iterable[SkipPolicy]) -> float:
         """Over share of cells and PSNR, clipped to the box above everything quantized."""
-        least = self.score(all_quantized("fp8")).psnr_db
+        least = self.score(SkipPolicy("fp8")).psnr_db
         points = [
             Objectives(-policy.share(self.grid), min(self.score(policy).psnr_db, least + SPAN_DB))
             for policy in policies if not policy.is_native
@@ -91,7 +90,7 @@ class Oracle:
     def from_all_quantized(self, sampler: str, count: int, seed: int = 0) -> list[SkipPolicy]:
         """As a study begins, whatever the sampler."""
         search = self.search(sampler, seed)
-        search.enqueue(all_quantized("fp8"), "anchor")
+        search.enqueue(SkipPolicy("fp8"), "anchor")
         return self.walk(search, count)[0]
 
 
