@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fa_tuner.domain.measurement import CaseQuality
 from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,16 @@ class Shadow:
     step: int
     layers: tuple[int, ...]
     dtype: str
+
+    def fits(self, grid: Grid, dtypes: Sequence[str]) -> bool:
+        """Whether it asks for a step and layers of the grid, and for one of these dtypes."""
+        cells_exist = self.step in range(grid.steps) and set(self.layers) <= set(grid.layers)
+        return cells_exist and bool(self.layers) and self.dtype in dtypes
+
+    def policy(self, grid: Grid) -> SkipPolicy:
+        """Under which the transformer runs for it, whatever the step."""
+        native = SkipSelector.of(layer for layer in grid.layers if layer not in self.layers)
+        return SkipPolicy(self.dtype, skip_layers=native)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fa_tuner.domain.policy import DTYPES, Grid, SkipPolicy
-from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Case
 from fa_tuner.engines.attention import Switchboard
 from fa_tuner.engines.base import CellCall, Prefix, Shadow
@@ -64,7 +63,7 @@ class DenoisingLoop:
         rows = step_rows(policy, self._grid.steps)
         given: dict[int, list[Shadow]] = {}
         for shadow in dict.fromkeys(shadows):
-            if shadow.layers and shadow.dtype in DTYPES and set(shadow.layers) <= set(self._grid.layers):
+            if shadow.fits(self._grid, DTYPES):
                 given.setdefault(shadow.step, []).append(shadow)
         run = self._run = Run(case, rows, prefix != "none", clock, given)
         if prefix == "reuse" and (found := self._prefixes.longest(case, rows)) is not None:
@@ -108,17 +107,13 @@ class DenoisingLoop:
             output = forward(*args, **kwargs)
             with run.clock.stopped():
                 for shadow in run.shadows.get(step, ()):
-                    with self.board.aside(self._policy_of(shadow)):
+                    with self.board.aside(shadow.policy(self._grid)):
                         shift = weights[run.branch] * (forward(*args, **kwargs)[0].float() - output[0].float())
                     run.shifts[shadow] = run.shifts[shadow] + shift if run.branch else shift
             run.branch += 1
             return output
 
         return standing
-
-    def _policy_of(self, shadow: Shadow) -> SkipPolicy:
-        native = SkipSelector.of(layer for layer in self._grid.layers if layer not in shadow.layers)
-        return SkipPolicy(shadow.dtype, skip_layers=native)
 
     @staticmethod
     def _conclude(run: Run, step: int, scheduler: Any) -> None:

@@ -15,6 +15,7 @@ from fa_tuner.domain.errors import EngineError, UsageError
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Workload
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.vllm_omni.engine import VllmOmniEngine
 from fa_tuner.evaluate.coverage import prove
 from tests.support.omni_process import Omni, died, found, found_npu, it_said, policy, run
@@ -83,6 +84,7 @@ def test_a_request_says_everything(omni: Omni, opened: Open) -> None:
             "guidance_scale_provided": True, "guidance_scale_2": 3.0, "guidance_scale_2_provided": True, "seed": 7,
             "output_type": "np",
         },
+        "shadows": [],
     }]  # fmt: skip
     assert omni.processes[0].quiet[1] == 12
     assert generation.frames.shape == (5, 32, 48, 3)
@@ -127,6 +129,60 @@ def test_prefixes_only_where_it_resumes(omni: Omni, opened: Open) -> None:
     assert [request["prefix"] for request in omni.generations] == ["none", "none"]
     assert not engine.describe().resumes
     assert "this pipeline cannot resume: every generation runs in full" in engine.describe().remarks
+
+
+def test_shadows_are_handed_on_and_back(omni: Omni, opened: Open) -> None:
+    engine = opened()
+    asked = [Shadow(0, (0, 1), "fp8"), Shadow(2, (1,), "mxfp4")]
+    odd = [Shadow(3, (0,), "fp8"), Shadow(0, (2,), "fp8"), Shadow(0, (), "fp8"), Shadow(0, (0,), "fp6")]
+    generation = engine.generate(NATIVE, engine._workload.cases[0], "keep", [*asked, *odd, asked[0]])
+    assert omni.generations[0]["shadows"] == [(0, (0, 1), "fp8"), (2, (1,), "mxfp4")]
+    assert generation.shadows == {asked[0]: 0.5, asked[1]: 2.5}
+    assert run(engine, NATIVE).shadows == {} and omni.generations[1]["shadows"] == []
+
+
+def test_shadows_only_where_policies_are_switched_and_the_pipeline_offers_them(omni: Omni, opened: Open) -> None:
+    assert opened().describe().shadows
+    for options, changes in (
+        ({"policy_switch": "restart"}, {}), ({}, {"switchable": False}), ({}, {"shadows": False}),
+    ):  # fmt: skip
+        omni.found = found(**changes)
+        engine = opened(options)
+        assert not engine.describe().shadows
+        asked = engine.generate(NATIVE, engine._workload.cases[0], "none", [Shadow(0, (0,), "fp8")])
+        assert asked.shadows == {} and omni.generations[-1]["shadows"] == []
+
+
+def test_the_untimed_generation_has_no_shadows(omni: Omni, opened: Open) -> None:
+    omni.found = found_npu()
+    engine = opened()
+    engine.generate(NATIVE, engine._workload.cases[0], "none", [Shadow(0, (0,), "fp8")])
+    assert [len(request["shadows"]) for request in omni.generations] == [0, 1]
+
+
+def test_a_shadow_counts_where_it_ran_as_asked_on_every_rank(omni: Omni, opened: Open) -> None:
+    omni.found = found(world_size=2)
+    asked = [Shadow(0, (0,), "fp8"), Shadow(1, (0,), "fp8")]
+
+    def one_is_missing(answer: dict[str, Any]) -> None:
+        first, second = answer["reports"]
+        first["shadows"][0][3] = 7.0
+        second["shadows"].pop(1)
+
+    omni.alter = one_is_missing
+    engine = opened()
+    assert engine.generate(NATIVE, engine._workload.cases[0], "none", asked).shadows == {asked[0]: 7.0}
+
+
+def test_what_shadows_took_is_in_no_time(omni: Omni, opened: Open) -> None:
+    def took(answer: dict[str, Any]) -> None:
+        answer["durations"]["Wan22Pipeline.forward"] = 11.5
+        answer["reports"][0]["shadow_seconds"] = 4.0
+
+    omni.alter = took
+    generation = run(opened(), NATIVE)
+    assert (generation.denoise_seconds, generation.end_to_end_seconds) == (6.0, 8.0)
+    assert generation.phases == {"diffuse": 6.0, "forward": 7.5, "vae.decode": 1.0}
 
 
 def test_what_a_generation_carries(omni: Omni, opened: Open) -> None:

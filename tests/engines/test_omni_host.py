@@ -20,7 +20,7 @@ from fa_tuner.engines.vllm_omni.host import EXTENSION, Host
 SAMPLING = {"height": 4, "width": 4, "seed": 7, "guidance_scale": 3.0, "guidance_scale_provided": True}
 REQUEST: dict[str, Any] = {
     "policy": ("fp8", "0", ""), "rows": ("native", "fp8/"), "prefix": "keep", "prompt": "a cat",
-    "negative_prompt": "grey", "sampling": SAMPLING,
+    "negative_prompt": "grey", "sampling": SAMPLING, "shadows": [(1, (0,), "fp8")],
 }  # fmt: skip
 
 
@@ -105,7 +105,11 @@ def test_one_generation(host: Host) -> None:
     answer = host.generate(**REQUEST)
     begin, generate, report = host._omni.calls
     assert begin == (
-        "fa_tune_begin", {"policy": ("fp8", "0", ""), "case": "7:a cat", "rows": ("native", "fp8/"), "prefix": "keep"}
+        "fa_tune_begin",
+        {
+            "policy": ("fp8", "0", ""), "case": "7:a cat", "rows": ("native", "fp8/"), "prefix": "keep",
+            "shadows": [(1, (0,), "fp8")],
+        },
     )  # fmt: skip
     assert generate == ("generate", ({"prompt": "a cat", "negative_prompt": "grey"}, NewSampling(4, 4, 7, 3.0, True)))
     assert report == ("fa_tune_report", {})

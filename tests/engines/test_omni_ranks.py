@@ -18,7 +18,7 @@ class Recorder:
     """Stands for the recorder of one rank."""
 
     def __init__(self, rank: int, broken: bool) -> None:
-        self.rank, self.broken = rank, broken
+        self.rank, self.broken, self.policy = rank, broken, self
 
     def switch(self, *policy: str) -> None:
         if self.broken and self.rank == 1:
@@ -26,7 +26,7 @@ class Recorder:
 
     def begin(self, *_: Any) -> None: ...
 
-    def in_force(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         return {"policies": [("fp8", (self.rank,), ())]}
 
     def report(self) -> dict[str, Any]:

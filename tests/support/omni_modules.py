@@ -6,9 +6,9 @@ As in vllm-omni 0.30, reduced to what matters there; the real ones are in tests/
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fa_tuner.domain.selector import SkipSelector
+from fa_tuner.engines.base import Shadow
 from fa_tuner.engines.vllm_omni.worker import PolicyExtension
 
 CONTEXT = SimpleNamespace(denoise_step_idx=None, available=True)
@@ -90,8 +91,9 @@ class Attention(nn.Module):
 class Scheduler:
     """Multistep: what it does depends on the step before, as UniPC does."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 4) -> None:
         self.history: list[torch.Tensor] = []
+        self.sigmas = torch.linspace(1, 0, steps + 1).square()
 
     def step(self, noise: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         before = self.history[-1] if self.history else torch.zeros_like(noise)
@@ -125,16 +127,19 @@ class Pipeline(nn.Module):
         self.scheduler = Scheduler()
 
     def generate(self, seed: int, steps: int = 4) -> torch.Tensor:
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(steps)
         latents = torch.randn(8, generator=torch.Generator().manual_seed(seed))
         return self.diffuse(latents, timesteps=torch.linspace(1, 0.1, steps))
 
     def diffuse(self, latents: torch.Tensor, timesteps: torch.Tensor, guidance: float = 5.0) -> torch.Tensor:
         for index, t in enumerate(timesteps):
             self.record_denoise_step(index if self.publishes else None, t)
-            noise = self.transformer(latents * t)
+            noise = self.predict_noise_maybe_with_cfg(latents * t)
             latents = self.scheduler_step_maybe_with_cfg(noise, t, latents, False)
         return latents
+
+    def predict_noise_maybe_with_cfg(self, value: torch.Tensor) -> torch.Tensor:
+        return self.transformer(value)
 
     def record_denoise_step(self, step_idx: int | None, timestep: Any = None) -> None:
         CONTEXT.denoise_step_idx = step_idx
@@ -199,12 +204,13 @@ class Worker(PolicyExtension):
 
     def run(
         self, policy: tuple[str, str, str] | None = None, rows: tuple[str, ...] = ("native",) * 4, prefix: str = "none",
-        seed: int = 0, act: Callable[[], Any] | None = None,
+        seed: int = 0, act: Callable[[], Any] | None = None, shadows: Sequence[Shadow] = (),
     ) -> tuple[torch.Tensor, dict[str, Any]]:  # fmt: skip
-        """One generation as the host makes it: the latents, and the report with calls as a mapping."""
-        self.fa_tune_begin(policy, f"{seed}:a cat", rows, prefix)
+        """One generation as the host makes it: the latents, and the report with calls and shadows as mappings."""
+        self.fa_tune_begin(policy, f"{seed}:a cat", rows, prefix, [astuple(shadow) for shadow in shadows])
         latents = self.pipeline.generate(seed, len(rows)) if act is None else act()
         (report,) = self.fa_tune_report()
         for name in ("calls", "reused_calls"):
             report[name] = {tuple(cell): count for *cell, count in report[name]}
+        report["shadows"] = {Shadow(step, tuple(layers), kind): v for step, layers, kind, v in report["shadows"]}
         return latents, report

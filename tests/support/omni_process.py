@@ -35,7 +35,8 @@ def found(**changes: Any) -> dict[str, Any]:
         "is_npu": False, "emulates": "npu", "device": "cpu", "cann": "", "mindiesd": True, "variables": {},
         "quant_attention": True, "needs_quant_attention": True, "torch_dtype": "bfloat16", "world_size": 1,
         "scheduler": "FlowUniPCMultistepScheduler", "flow_shift": 3.0, "spatial": 8, "temporal": 4,
-        "patch_size": [1, 2, 2], "switchable": True, "resumable": True, "changed": ["model", "boundary_ratio"],
+        "patch_size": [1, 2, 2], "switchable": True, "resumable": True, "shadows": True,
+        "changed": ["model", "boundary_ratio"],
     }  # fmt: skip
     return {**known, **changes, "config": {**config, **changes.get("config", {})}}
 
@@ -110,7 +111,7 @@ class FakeProcess:
 
     def _generate(
         self, policy: tuple[str, str, str] | None, rows: tuple[str, ...], prefix: str, prompt: str,
-        negative_prompt: str, sampling: dict[str, Any],
+        negative_prompt: str, sampling: dict[str, Any], shadows: list[tuple[int, tuple[int, ...], str]],
     ) -> dict[str, Any]:  # fmt: skip
         if policy is not None:
             self.in_force = _triple(*policy)
@@ -136,6 +137,7 @@ class FakeProcess:
                 {
                     "calls": [list(call) for call in calls], "reused_calls": [], "start": 0, "ignored": {},
                     "step_seconds": [seconds / len(rows)] * len(rows), "cross_attention_quantized": 0,
+                    "shadows": [[*shadow, 0.5 + shadow[0]] for shadow in shadows], "shadow_seconds": 0.0,
                 }
                 for _ in range(known["world_size"])
             ],

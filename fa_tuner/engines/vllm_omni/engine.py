@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,19 @@ class VllmOmniEngine(Engine):
             self._start(policy if self._restarts else _NATIVE)
         if self._fresh and self._description.latency == "measured":
             self._ask(policy, case, "none")  # untimed: the first request of a process compiles and fills caches
-        answer = self._ask(policy, case, prefix if self._description.resumes else "none")
+        answer = self._ask(policy, case, prefix if self._description.resumes else "none", self._askable(shadows))
         self._fresh = False
         shape = answer["frames"].shape
         if shape != (work.frames, work.height, work.width, 3):
             raise EngineError(f"vllm-omni returned frames {shape}, not {work.frames} of {work.height}x{work.width}")
         return self._generation(answer)
 
-    def _ask(self, policy: SkipPolicy, case: Case, prefix: Prefix) -> dict[str, Any]:
+    def _askable(self, shadows: Sequence[Shadow]) -> list[Shadow]:
+        """Those that can be given, as far as can be known beforehand."""
+        offered = self._description
+        return [s for s in dict.fromkeys(shadows) if offered.shadows and s.fits(offered.grid, offered.dtypes)]
+
+    def _ask(self, policy: SkipPolicy, case: Case, prefix: Prefix, shadows: Sequence[Shadow] = ()) -> dict[str, Any]:
         """One request under the policy, which is put in force where it is not, and read back."""
         as_it_is = self._in_force is not None and self._in_force.on(self._description.grid) == policy
         self._in_force = None  # until it is read back
@@ -114,6 +120,7 @@ class VllmOmniEngine(Engine):
                 "prompt": case.prompt,
                 "negative_prompt": self._workload.negative_prompt,
                 "sampling": _sampling(self._workload, case, as_deployed=self._options.as_deployed),
+                "shadows": [astuple(shadow) for shadow in shadows],
             },
             self._options.hang_seconds,
         )
@@ -129,13 +136,15 @@ class VllmOmniEngine(Engine):
 
     def _generation(self, answer: Mapping[str, Any]) -> Generation:
         reports: Sequence[Mapping[str, Any]] = answer["reports"]
-        first, durations = reports[0], answer["durations"]
+        first, aside = reports[0], reports[0]["shadow_seconds"]
+        phases = {k.partition(".")[2]: v for k, v in answer["durations"].items() if "." in k}
+        phases |= {name: phases[name] - aside for name in ("diffuse", "forward") if name in phases}
         return Generation(
             frames=answer["frames"],
             calls=_counted(first["calls"]),
-            denoise_seconds=next((v for k, v in durations.items() if k.endswith(".diffuse")), 0.0),
-            end_to_end_seconds=answer["seconds"],
-            phases={k.partition(".")[2]: v for k, v in durations.items() if "." in k},
+            denoise_seconds=phases.get("diffuse", 0.0),
+            end_to_end_seconds=answer["seconds"] - aside,
+            phases=phases,
             cross_attention_quantized=sum(r["cross_attention_quantized"] for r in reports),
             peak_memory_mb=answer["peak_memory_mb"] or None,
             other_ranks=tuple(_counted(r["calls"]) for r in reports[1:]),
@@ -143,6 +152,7 @@ class VllmOmniEngine(Engine):
             reused_calls=_counted(first["reused_calls"]),
             step_seconds=tuple(first["step_seconds"]),
             doubts=self._loaded.doubts(first["ignored"]) if self._loaded else (),
+            shadows=_answered(reports),
         )
 
     @property
@@ -248,3 +258,9 @@ def _sampling(work: Workload, case: Case, as_deployed: bool) -> dict[str, Any]:
 
 def _counted(rows: Sequence[Sequence[Any]]) -> Counter[CellCall]:
     return Counter({(step, layer, dtype): count for step, layer, dtype, count in rows})
+
+
+def _answered(reports: Sequence[Mapping[str, Any]]) -> dict[Shadow, float]:
+    """The shadows that ran as asked on every rank. Each rank holds the whole velocity; the first one's value counts."""
+    ranks = [{Shadow(step, tuple(layers), dtype): v for step, layers, dtype, v in r["shadows"]} for r in reports]
+    return {shadow: value for shadow, value in ranks[0].items() if all(shadow in others for others in ranks)}

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import fields
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -52,6 +53,7 @@ class Host:
         prompt: str,
         negative_prompt: str,
         sampling: dict[str, Any],
+        shadows: Sequence[tuple[int, Sequence[int], str]] = (),
     ) -> dict[str, Any]:
         """One request under one policy, with what each rank reports before and after it."""
         from vllm_omni.inputs.data import OmniDiffusionSamplingParams
@@ -59,7 +61,7 @@ class Host:
         from fa_tuner.engines.frames import to_uint8
 
         case = f"{sampling['seed']}:{prompt}"
-        begun = self._rpc("fa_tune_begin", policy=policy, case=case, rows=rows, prefix=prefix)
+        begun = self._rpc("fa_tune_begin", policy=policy, case=case, rows=rows, prefix=prefix, shadows=shadows)
         request: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
         if self._image is not None:
             request["multi_modal_data"] = {"image": self._image}

@@ -141,6 +141,8 @@ class Loaded:
                 **_of_requests(workload, config),
             },
             resumes=bool(found["resumable"] and options.prefix_cache_mb),
+            # their policies are switched between two calls of the transformer
+            shadows=bool(found["shadows"] and found["switchable"] and not restarts),
             remarks=(
                 "each policy restarts the engine" if restarts else "policies are switched on the loaded engine",
                 *(("no NPU: latency is projected, and every result is marked emulated",) if emulated else ()),

@@ -1,4 +1,5 @@
-"""What runs inside vLLM-Omni's workers: switch the policy, count attention calls, keep and resume prefixes.
+"""What runs inside vLLM-Omni's workers: switch the policy, count attention calls, keep and resume prefixes, and ask
+for shadows.
 
 `PolicyExtension` is named to vLLM-Omni as `worker_extension_cls`, its public way to add methods to its workers, and
 called by `collective_rpc` on every rank. Nothing of vLLM-Omni is patched in its files; attributes of the loaded
@@ -7,18 +8,21 @@ modules are wrapped, once.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from fa_tuner.domain.policy import NATIVE
-from fa_tuner.engines.base import UNPUBLISHED, CellCall
+from fa_tuner.domain.policy import NATIVE, SkipPolicy
+from fa_tuner.engines.base import UNPUBLISHED, CellCall, Shadow
 from fa_tuner.engines.prefixes import Prefixes, State
+from fa_tuner.engines.vllm_omni.in_force import PolicyInForce
 from fa_tuner.engines.vllm_omni.inventory import inventory
+from fa_tuner.engines.vllm_omni.shadows import can_be_given, shadowing
 
 HEARTBEAT = "FA_TUNE_HEARTBEAT"  # names a file that is touched while denoising goes on
 # the method of a backend's implementation that calls the quantized kernel
@@ -40,7 +44,12 @@ class PolicyExtension:
         return _of_every_rank(install)
 
     def fa_tune_begin(
-        self, policy: tuple[str, str, str] | None, case: str, rows: Sequence[str], prefix: str
+        self,
+        policy: tuple[str, str, str] | None,
+        case: str,
+        rows: Sequence[str],
+        prefix: str,
+        shadows: Sequence[tuple[int, Sequence[int], str]] = (),
     ) -> list[dict[str, Any]]:
         """Get ready for one generation.
 
@@ -50,6 +59,7 @@ class PolicyExtension:
             case: identifies the prompt and seed.
             rows: for each denoising step what its layers run in; two runs share a prefix as far as these are equal.
             prefix: "none", "keep" or "reuse", as in `Engine.generate`.
+            shadows: each step, layers and dtype, which must be there; those of steps that are not run stay unanswered.
 
         Returns:
             What is in force now, read back from every eligible attention module.
@@ -57,9 +67,10 @@ class PolicyExtension:
 
         def begin() -> dict[str, Any]:
             if policy is not None:
-                self._fa_tune.switch(*policy)
-            self._fa_tune.begin(case, tuple(rows), prefix)
-            return self._fa_tune.in_force()
+                self._fa_tune.policy.switch(*policy)
+            asked = [Shadow(step, tuple(layers), dtype) for step, layers, dtype in shadows]
+            self._fa_tune.begin(case, tuple(rows), prefix, asked)
+            return self._fa_tune.policy.read()
 
         return _of_every_rank(begin)
 
@@ -96,11 +107,12 @@ def _of_every_rank(act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass
 class _Run:
-    """One generation as it goes."""
+    """One generation as it goes. `aside_seconds` is what shadows took, which no other time counts."""
 
     case: str = ""
     rows: tuple[str, ...] = ()
     keep: bool = False
+    shadows: Sequence[Shadow] = ()
     resumed: State | None = None
     start: int = 0
     step_began: float = 0.0
@@ -108,6 +120,12 @@ class _Run:
     calls: Counter[CellCall] = field(default_factory=Counter)
     cross_attention_quantized: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
+    answers: dict[Shadow, float] = field(default_factory=dict)
+    aside_seconds: float = 0.0
+
+    def set_aside(self, seconds: float) -> None:
+        self.aside_seconds += seconds
+        self.step_began += seconds
 
     @property
     def calls_so_far(self) -> Counter[CellCall]:
@@ -123,41 +141,39 @@ class _Recorder:
         self.prefixes = Prefixes(prefix_bytes)
         self.modules = [m for m in self.pipeline.modules() if isinstance(m, Attention)]
         self.eligible = [m for m in self.modules if not m._disable_kv_quant and getattr(m, "role", "self") != "cross"]
+        self.policy = PolicyInForce(self.config, self.modules, self.eligible)
+        self.layers = tuple(sorted({m.layer_idx for m in self.eligible if m.layer_idx is not None}))
         for module in self.modules:
             self._count_calls(module)
         self.resumable = self._watch_steps()
+        self.shadowable = can_be_given(self.pipeline)
+        if self.shadowable:
+            predict = self.pipeline.predict_noise_maybe_with_cfg
+            self.pipeline.predict_noise_maybe_with_cfg = shadowing(predict, self, _now)
 
     def describe(self) -> dict[str, Any]:
         found = inventory(self.config, self.pipeline, self.eligible, self.modules)
-        return {**found, **self.in_force(), "resumable": self.resumable}
+        return {**found, **self.policy.read(), "resumable": self.resumable, "shadows": self.shadowable}
 
-    def switch(self, dtype: str, skip_steps: str, skip_layers: str) -> None:
-        """Set the configuration's fields and let every attention module take them over by its own method."""
-        from vllm_omni.diffusion.data import parse_kv_cache_skip_selector
+    @contextlib.contextmanager
+    def aside(self, policy: SkipPolicy) -> Iterator[_Run]:
+        """Another policy in force, and another run to count in."""
+        run, self.run = self.run, _Run()
+        try:
+            with self.policy.instead(policy):
+                yield self.run
+        finally:
+            self.run = run
 
-        config = self.config
-        config.diffusion_kv_cache_dtype = None if dtype == NATIVE else dtype
-        config.diffusion_kv_cache_skip_steps = skip_steps or None
-        config.diffusion_kv_cache_skip_layers = skip_layers or None
-        config.diffusion_kv_cache_skip_step_indices = parse_kv_cache_skip_selector(skip_steps)
-        config.diffusion_kv_cache_skip_layer_indices = parse_kv_cache_skip_selector(skip_layers)
-        for module in self.modules:
-            module._init_kv_cache_quantization(config)
+    @property
+    def step(self) -> int | None:
+        """The denoising step that the pipeline has published."""
+        from vllm_omni.diffusion.forward_context import get_forward_context, is_forward_context_available
 
-    def in_force(self) -> dict[str, Any]:
-        """The policies found in the eligible modules; one, where all agree."""
-        found = {
-            (
-                m._kv_cache_dtype if m._kv_cache_dtype not in (None, "auto", "float") else NATIVE,
-                tuple(sorted(m._kv_cache_skip_steps or ())),
-                tuple(sorted(m._kv_cache_skip_layers or ())),
-            )
-            for m in self.eligible
-        }
-        return {"policies": sorted(found)}
+        return get_forward_context().denoise_step_idx if is_forward_context_available() else None
 
-    def begin(self, case: str, rows: tuple[str, ...], prefix: str) -> None:
-        self.run = _Run(case, rows, keep=self.resumable and prefix != "none")
+    def begin(self, case: str, rows: tuple[str, ...], prefix: str, shadows: Sequence[Shadow]) -> None:
+        self.run = _Run(case, rows, keep=self.resumable and prefix != "none", shadows=shadows)
         if self.resumable and prefix == "reuse" and (found := self.prefixes.longest(case, rows)) is not None:
             self.run.start, self.run.resumed = found
 
@@ -170,6 +186,8 @@ class _Recorder:
             "step_seconds": run.step_seconds,
             "cross_attention_quantized": run.cross_attention_quantized,
             "ignored": dict(run.ignored),
+            "shadows": [[*astuple(shadow), value] for shadow, value in run.answers.items()],
+            "shadow_seconds": run.aside_seconds,
         }
 
     def _count_calls(self, module: Any) -> None:
@@ -178,8 +196,6 @@ class _Recorder:
         A call counts as quantized where the layer asks the backend for a quantized dtype and the backend then enters
         its quantized kernel: asking alone proves nothing, for a backend may ignore it.
         """
-        from vllm_omni.diffusion.forward_context import get_forward_context, is_forward_context_available
-
         original = module._run_local_attention
         backend = module.attn_backend.get_name() if module.attn_backend is not None else "custom"
         eligible = any(module is m for m in self.eligible)
@@ -199,8 +215,7 @@ class _Recorder:
             if not eligible:
                 self.run.cross_attention_quantized += dtype != NATIVE
                 return output
-            step = get_forward_context().denoise_step_idx if is_forward_context_available() else None
-            layer = module.layer_idx
+            step, layer = self.step, module.layer_idx
             self.run.calls[UNPUBLISHED if step is None else step, UNPUBLISHED if layer is None else layer, dtype] += 1
             return output
 
