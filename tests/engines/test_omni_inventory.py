@@ -50,7 +50,7 @@ def test_a_loaded_pipeline() -> None:
         "is_npu": False, "emulates": "npu", "device": "cpu", "cann": "", "mindiesd": False, "quant_attention": False,
         "needs_quant_attention": False, "torch_dtype": "bfloat16", "world_size": 1, "scheduler": "Scheduler",
         "flow_shift": 3.0, "spatial": 8, "temporal": 4, "patch_size": [1, 2, 2], "variables": {}, "switchable": True,
-        "policies": [("native", (), ())], "resumable": True,
+        "policies": [("native", (), ())], "resumable": True, "shadows": True,
     }  # fmt: skip
     assert (config["dtype"], config["ring_degree"], config["world_size"]) == ("torch.bfloat16", 1, 1)
     assert changed == []

@@ -20,6 +20,7 @@ from fa_tuner.engines.pictures import picture_digest
 from fa_tuner.engines.vllm_omni.engine import VllmOmniEngine
 from fa_tuner.evaluate.coverage import prove
 from fa_tuner.evaluate.quality import compare
+from fa_tuner.search.shadows import worth_asking
 from tests.support.installed import Installed
 from tests.support.tiny_wan import make_tiny_wan
 
@@ -88,6 +89,15 @@ def assert_resumed_is_bit_equal_to_full(engine: VllmOmniEngine) -> None:
         assert np.array_equal(full.frames, resumed.frames)
 
 
+def assert_shadows_change_nothing(engine: VllmOmniEngine) -> None:
+    case, asked = engine._workload.cases[0], worth_asking(engine.describe().grid, "fp8")
+    for policy in (SkipPolicy(), SkipPolicy("fp8")):
+        alone, beside = engine.generate(policy, case), engine.generate(policy, case, "none", asked)
+        prove(engine.describe(), policy, beside)
+        assert np.array_equal(alone.frames, beside.frames) and set(beside.shadows) == set(asked)
+        assert all(value > 0 for shadow, value in beside.shadows.items() if policy.is_native or len(shadow.layers) == 1)
+
+
 def psnr(workload: Workload, one: Frames | None, other: Frames | None) -> float:
     assert one is not None and other is not None
     return compare(workload.cases[0], one, other).metrics["psnr_db"]
@@ -123,6 +133,10 @@ def test_coverage(engine: VllmOmniEngine) -> None:
 
 def test_resuming(engine: VllmOmniEngine) -> None:
     assert_resumed_is_bit_equal_to_full(engine)
+
+
+def test_shadows(engine: VllmOmniEngine) -> None:
+    assert_shadows_change_nothing(engine)
 
 
 def test_it_starts_from_the_picture_that_was_given(
@@ -198,9 +212,11 @@ def test_one_transformer(one_thread: None, tmp_path: Path) -> None:
         assert engine._loaded is not None and engine._loaded.found["depths"] == [LAYERS]
         assert_every_call_runs_as_the_policy_says(engine, calls=2)
         assert_resumed_is_bit_equal_to_full(engine)
+        assert_shadows_change_nothing(engine)
 
 
 def test_no_guidance(tiny_wan: Path) -> None:
     with opened(work_on(tiny_wan, guidance=1.0)) as engine:
         assert_every_call_runs_as_the_policy_says(engine, calls=1)
         assert_resumed_is_bit_equal_to_full(engine)
+        assert_shadows_change_nothing(engine)

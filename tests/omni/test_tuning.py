@@ -85,10 +85,13 @@ def test_what_was_said_meanwhile(installed: Installed, tuned: Result) -> None:
     assert "policies are switched on the loaded engine" in tuned.err
     assert "no NPU: latency is projected, and every result is marked emulated" in tuned.err
     assert "equal to those of the full run, bit by bit: shared steps are not computed again" in tuned.err
+    assert "22 shadow probes beside the baseline of each prompt" in tuned.err
     assert re.search(r"held-out prompts under fp8, skip steps .*: pass", tuned.err)
     table = installed("pareto", "s").succeeded().out
     assert "gain (projected)" in table and "operator emulated" in table and "(measured)" not in table
     assert "latency    projected from profile" in table
+    # two native runs, and one forward of six for each shadow probe
+    assert "generations of every prompt, 5.7 of them the baseline's" in installed("show", "s").succeeded().out
 
 
 def test_recommend(installed: Installed, tuned: Result) -> None:
@@ -180,6 +183,7 @@ def test_a_dry_run_stores_nothing(installed: Installed, tuned: Result) -> None:
     plan = installed(*RUN, "--dry-run", "--json", "--study", "dry").succeeded().document
     assert plan["latency"] == "projected" and plan["environment"]["operator"] == "emulated"
     assert plan["policies"] == TRIALS and plan["generations"]["baseline, twice"] == 4
+    assert plan["generation_equivalents"]["shadow probes"] == pytest.approx(22 / 6)
     assert plan["generations"]["total"] == 4 + 2 * TRIALS + 2 and 0 < plan["seconds_a_generation"] < 60
     assert installed("studies", "--json").document == before
 
