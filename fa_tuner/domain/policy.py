@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fa_tuner.domain.errors import UsageError
@@ -101,12 +103,14 @@ class SkipPolicy:
     def quantized_layers(self, grid: Grid) -> tuple[int, ...]:
         return tuple(layer for layer in grid.layers if layer not in self.skip_layers)
 
-    def share(self, grid: Grid) -> float:
-        """The share of the grid's cells that run quantized, 0 to 1."""
+    def share(self, grid: Grid, costs: Sequence[float] | None = None) -> float:
+        """The share of the grid's cells that run quantized, 0 to 1; by what they cost where the relative `costs` of the
+        grid's layers are given."""
         if self.is_native:
             return 0.0
-        cells = len(self.quantized_steps(grid)) * len(self.quantized_layers(grid))
-        return cells / (grid.steps * len(grid.layers))
+        weights = costs or [1.0] * len(grid.layers)
+        quantized = (cost for layer, cost in zip(grid.layers, weights, strict=True) if layer not in self.skip_layers)
+        return len(self.quantized_steps(grid)) * math.fsum(quantized) / (grid.steps * math.fsum(weights))
 
     @property
     def key(self) -> str:

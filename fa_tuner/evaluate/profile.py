@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fa_tuner.documents import parse_yaml, read_yaml
-from fa_tuner.domain.errors import DocumentError, NotFoundError, UsageError
+from fa_tuner.domain.errors import DocumentError, NotFoundError, SelectorError, UsageError
 from fa_tuner.domain.measurement import Latency
 from fa_tuner.domain.policy import Grid, SkipPolicy
+from fa_tuner.domain.selector import SkipSelector
 from fa_tuner.domain.workload import Workload, fingerprint_of
 
 DEFAULT_PROFILE = "ascend-pr2640"
@@ -23,7 +24,8 @@ _WORKLOAD_KEYS = ("task", "height", "width", "frames", "steps")
 @dataclass(frozen=True)
 class DeviceProfile:
     """`dit_seconds` of denoising, `attention_seconds` of them in self-attention, and what the same attention
-    takes by dtype. `workload` names the one workload to which the seconds belong."""
+    takes by dtype. `workload` names the one workload to which the seconds belong. `layer_costs` is what a layer's
+    attention takes relative to others', by layer index; 1 where none is given."""
 
     name: str
     source: str
@@ -31,6 +33,7 @@ class DeviceProfile:
     attention_seconds: float
     quantized_attention_seconds: Mapping[str, float]
     workload: Mapping[str, Any] = field(default_factory=dict)
+    layer_costs: Mapping[int, float] = field(default_factory=dict)
 
     def check(self, dtype: str) -> None:
         """
@@ -44,15 +47,28 @@ class DeviceProfile:
                 "give --device-profile FILE with one that was measured"
             )
 
+    def costs(self, grid: Grid) -> tuple[float, ...] | None:
+        """Of the grid's layers, in their order; None where all cost the same.
+
+        Raises:
+            UsageError: the profile is of a model with other layers.
+        """
+        if beyond := [layer for layer in self.layer_costs if layer >= grid.layer_bound]:
+            raise UsageError(
+                f"device profile {self.name} gives a cost for layer {max(beyond)}, and this model's last one is "
+                f"{grid.layer_bound - 1}: it is a profile of another model; correct its layer_costs"
+            )
+        costs = tuple(self.layer_costs.get(layer, 1.0) for layer in grid.layers)
+        return costs if len(set(costs)) > 1 else None
+
     def project(self, policy: SkipPolicy, grid: Grid, workload: Workload) -> Latency:
         """Denoising time relative to native: 1 - a.(1 - r).s with a the attention's share of denoising, r the
-        ratio of quantized to native attention time, s the share of cells quantized. It assumes that every cell
-        costs the same."""
+        ratio of quantized to native attention time, s the share of cells quantized, by their layers' costs."""
         relative = 1.0
         if not policy.is_native:
             self.check(policy.dtype)
             saved = self.attention_seconds - self.quantized_attention_seconds[policy.dtype]
-            relative = 1.0 - saved / self.dit_seconds * policy.share(grid)
+            relative = 1.0 - saved / self.dit_seconds * policy.share(grid, self.costs(grid))
         seconds = relative * self.dit_seconds if self._is_for(workload) else None
         return Latency(relative, "projected", seconds, detail=f"device profile {self.name}, {self.source}")
 
@@ -103,7 +119,10 @@ def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:
             raise DocumentError(f"device profile {where}: {key} is {value!r}; it must be a number of seconds above 0")
         return float(value)
 
-    known = {"name", "device", "source", "dit_seconds", "attention_seconds", "quantized_attention_seconds", "workload"}
+    known = {
+        "name", "device", "source", "dit_seconds", "attention_seconds", "quantized_attention_seconds", "workload",
+        "layer_costs",
+    }  # fmt: skip
     if unknown := set(document) - known:
         raise DocumentError(
             f"device profile {where}: unknown key {min(unknown, key=str)!r}; known are {', '.join(sorted(known))}"
@@ -129,7 +148,31 @@ def _read(document: Mapping[str, Any], where: str) -> DeviceProfile:
             str(k): seconds(v, f"quantized_attention_seconds.{k}") for k, v in quantized.items()
         },
         workload=dict(workload),
+        layer_costs=_layer_costs(document.get("layer_costs"), where),
     )
     if profile.attention_seconds > profile.dit_seconds:
         raise DocumentError(f"device profile {where}: attention_seconds exceeds dit_seconds, of which it is a part")
     return profile
+
+
+def _layer_costs(given: Any, where: str) -> dict[int, float]:
+    """From ranges of layer indices to costs, such as {"0-18": 2.0, "19-56": 1.0}."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not given:
+        raise DocumentError(f'device profile {where}: layer_costs must map layers to costs, such as "0-18": 2.0')
+    costs: dict[int, float] = {}
+    for text, cost in given.items():
+        if isinstance(cost, bool) or not isinstance(cost, int | float) or not (math.isfinite(cost) and cost > 0):
+            raise DocumentError(
+                f"device profile {where}: layer_costs of {str(text)[:40]} is {cost!r}; it must be a number above 0"
+            )
+        try:
+            layers = SkipSelector.parse(str(text), what="layer")
+        except SelectorError as error:
+            raise DocumentError(f"device profile {where}: layer_costs: {error}") from None
+        if not layers or (twice := [layer for layer in layers if layer in costs]):
+            what = f"layer {twice[0]} has two costs" if layers else "a cost is given for no layer"
+            raise DocumentError(f"device profile {where}: layer_costs: {what}; give each layer's once")
+        costs.update(dict.fromkeys(layers, float(cost)))
+    return costs

@@ -8,11 +8,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fa_tuner.search.space import Flags, Numbers, Rectangle, Rectangles
+from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles
 
 Phase = Literal["preset", "predicted", "probe", "exchange"]
 
 MOST_COUNTS = 10  # of steps, and of layers, on one chain
+MOST_UNITS = 256  # that the layers' costs are rounded to, in all
 EXCHANGED = 3  # of the worst quantized and of the best native indices
 
 
@@ -30,14 +31,15 @@ def schedules(steps: int, layers: int) -> Rectangles:
 
 
 def chains(cells: Numbers, costs: Numbers) -> Rectangles:
-    """The best rectangle of k steps and j layers for each (k, j), by what each of the `cells` [T, N] adds to the error.
+    """The best rectangle of k steps and of layers of a certain cost, for each k and cost (equal `costs`: each number of
+    layers), by what each of the `cells` [T, N] adds to the error.
 
-    For equal `costs` of layers and a rank-one matrix this is exact; else steps are chosen first and layers given these,
-    and the other way round. A layer that costs more to keep native is kept later.
+    For a rank-one matrix this is exact, but for the rounding of unequal costs (`_units`); else steps are chosen first
+    and layers given these, and the other way round.
     """
     steps_first = _least(cells.sum(1))
-    layers_given = [(u, _least(cells[u].sum(0) / costs)) for u in steps_first]
-    layers_first = _least(cells.sum(0) / costs)
+    *given, layers_first = _least_by_cost(np.array([*(cells[u].sum(0) for u in steps_first), cells.sum(0)]), costs)
+    layers_given = list(zip(steps_first, given, strict=True))
     steps_given = [(_least(cells[:, v].sum(1)), v) for v in layers_first]
     return (
         np.concatenate([np.repeat(u[None], len(v), 0) for u, v in layers_given] + [u for u, _ in steps_given]),
@@ -96,3 +98,46 @@ def _least(weights: Numbers) -> Flags:
     rank = np.empty(size, dtype=np.intp)
     rank[np.argsort(weights, kind="stable")] = np.arange(size)
     return np.asarray(rank < np.array(counts)[:, None])
+
+
+def _least_by_cost(weights: Numbers, costs: Numbers) -> list[Flags]:
+    """For each row of the `weights` [n, size] the sets of least weight for what they cost, from the cheapest to all,
+    thinned out as in `_least`: a knapsack over whole units of cost, all rows at once. Where all cost the same, the sets
+    of least weight for their count.
+    """
+    if np.ptp(costs) <= 1e-9 * costs.max():
+        return [_least(row) for row in weights]
+    units = _units(costs)
+    least = np.full((len(weights), units.sum() + 1), np.inf)  # weight by cost, of the sets of the first items
+    least[:, 0] = 0.0
+    taken = np.zeros((weights.shape[1], *least.shape), dtype=np.bool_)
+    for item, unit in enumerate(units.tolist()):
+        with_item = np.full_like(least, np.inf)
+        with_item[:, unit:] = least[:, :-unit] + weights[:, item, None]
+        taken[item] = with_item < least
+        least = np.where(taken[item], with_item, least)
+    return [_traced(row, taken[:, index], units) for index, row in enumerate(least)]
+
+
+def _traced(least: Numbers, taken: Flags, units: Indices) -> Flags:
+    """The sets that no dearer one undercuts or equals in weight, read back from `taken` [size, cost]. [sets, size]"""
+    dearer = np.minimum.accumulate(np.append(least[1:], np.inf)[::-1])[::-1]
+    left = 1 + np.flatnonzero((least < dearer)[1:])
+    if len(left) > MOST_COUNTS:
+        spaced = np.linspace(left[0], left[-1], MOST_COUNTS)
+        left = np.unique(left[np.argmin(np.abs(left[:, None] - spaced), axis=0)])
+    chosen = np.zeros((len(left), len(units)), dtype=np.bool_)
+    for item in range(len(units) - 1, -1, -1):
+        chosen[:, item] = taken[item, left]
+        left = left - units[item] * chosen[:, item]
+    return chosen
+
+
+def _units(costs: Numbers) -> Indices:
+    """Costs as whole numbers, in all at most `MOST_UNITS` (or little more where they differ by very much), on the scale
+    on which rounding changes them least."""
+    scales = np.append(np.arange(1, MOST_UNITS) / costs.min(), MOST_UNITS / costs.sum())[:, None]
+    units = np.maximum(1, np.rint(costs * scales))
+    changed = np.abs(units / (costs * scales) - 1).max(1).round(6)
+    changed[:-1][units[:-1].sum(1) > MOST_UNITS] = np.inf
+    return np.asarray(units[int(np.argmin(changed))], dtype=np.intp)

@@ -91,7 +91,7 @@ class RectangleSampler(BaseSampler):
             priors: cell weights [rows, layers] by prompt, from shadow probes.
             costs: relative cost of a layer's native attention by layer; all alike where none are given.
         """
-        self._space, self._seed, self._goal, self._resumes = space, seed, goal or Goal(), resumes
+        self._space, self._seed, self._goal, self.resumes = space, seed, goal or Goal(), resumes
         self._steps, self._priors, self._names = space.grid.steps, priors, space.choices.keys()
         weights = np.ones(len(space.grid.layers)) if costs is None else np.asarray(costs, dtype=np.float64)
         self._costs = weights / weights.mean()
@@ -299,7 +299,7 @@ class RectangleSampler(BaseSampler):
         """The share of the steps that each candidate has to run, after the longest prefix that it shares with the
         native run or with a measured policy of the same layers; at least the last step is run."""
         count = self._steps
-        if not self._resumes:
+        if not self.resumes:
             return np.ones(len(u))
         wanted, run = self._dtypes_run(u), self._dtypes_run(rows)
         shared = np.argmax(wanted > 0, axis=1)

@@ -55,9 +55,10 @@ def make_sampler(
     goal: Goal | None = None,
     resumes: bool = False,
     priors: Sequence[Numbers] | None = None,
+    costs: Sequence[float] | None = None,
 ) -> BaseSampler:
     """`drawn` is the number of trials that a resumed study has: Optuna's samplers must not draw their first numbers
-    again. `goal`, `resumes` and `priors` (see `RectangleSampler`) are for our own.
+    again. `goal`, `resumes`, `priors` and `costs` (see `RectangleSampler`) are for our own.
 
     Raises:
         UsageError: see `check_sampler`.
@@ -66,7 +67,7 @@ def make_sampler(
     if name == "rectangle":
         from fa_tuner.search.rectangle import RectangleSampler
 
-        return RectangleSampler(space, seed, goal, resumes=resumes, priors=priors)
+        return RectangleSampler(space, seed, goal, resumes=resumes, priors=priors, costs=costs)
     with warnings.catch_warnings():
         # multivariate TPE is marked experimental; without it TPE ignores how steps and layers interact
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

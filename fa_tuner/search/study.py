@@ -58,6 +58,7 @@ class PolicySearch:
     def __init__(
         self, storage: str | None, name: str, space: Space, sampler: str, seed: int,
         goal: Goal | None = None, resumes: bool = False, priors: Sequence[Numbers] | None = None,
+        costs: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """`storage` is the URL of a database; without one the study is kept in memory.
 
@@ -71,7 +72,7 @@ class PolicySearch:
         }
         self._study = _open_study(storage, name)
         drawn = len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(sampler, space, seed, drawn, goal, resumes, priors)
+        self._study.sampler = make_sampler(sampler, space, seed, drawn, goal, resumes, priors, costs)
         with warnings.catch_warnings():
             # marked experimental; it only gives optuna-dashboard its axis names
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -100,6 +101,11 @@ class PolicySearch:
         if policy.key not in queued:
             attrs = {ORIGIN: origin, POLICY: policy.key}
             self._study.enqueue_trial(self.space.to_params(policy), user_attrs=attrs)
+
+    def resumes(self, resumes: bool) -> None:
+        """Whether what is asked for next may go on from a kept prefix, see `RectangleSampler`."""
+        if isinstance(self._study.sampler, RectangleSampler):
+            self._study.sampler.resumes = resumes
 
     def ask(self, elsewhere: Iterable[SkipPolicy] = (), failed: Iterable[SkipPolicy] = ()) -> Proposal | Settled:
         """The next policy: a queued one, else the sampler's; why there is none, where our sampler expects nothing of

@@ -35,6 +35,19 @@ def test_the_quantized_cells_are_a_rectangle(policy: SkipPolicy) -> None:
     assert policy.on(GRID).is_native == (not cells)
 
 
+@given(policies())
+def test_layers_count_by_their_cost_where_they_have_one(policy: SkipPolicy) -> None:
+    costs = (3.0, 1.0, 0.5, 0.5)
+    spent = sum(costs[n] for s in range(GRID.steps) for n in GRID.layers if policy.quantizes(s, n))
+    assert policy.share(GRID, costs) == pytest.approx(spent / (6 * 5.0))
+    assert policy.share(GRID, (2.0,) * 4) == pytest.approx(policy.share(GRID))
+
+
+def test_a_cost_for_each_layer_of_the_grid() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        SkipPolicy("fp8").share(GRID, (1.0, 2.0))
+
+
 @given(policies(), policies())
 def test_keys_are_unique_among_canonical_policies(one: SkipPolicy, other: SkipPolicy) -> None:
     one, other = one.on(GRID), other.on(GRID)

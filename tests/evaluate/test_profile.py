@@ -167,3 +167,54 @@ def test_neither_a_file_nor_shipped(name: str) -> None:
     with pytest.raises(NotFoundError) as caught:
         load_profile(name)
     assert DEFAULT_PROFILE in str(caught.value) and len(str(caught.value)) < 500
+
+
+# --- layers of unequal cost -----------------------------------------------------------------------------------------
+
+
+def test_dear_layers_save_more(tmp_path: Path) -> None:
+    """Ten layers that cost three times as much as the thirty others: half of attention."""
+    profile = load_profile(str(written(tmp_path, layer_costs={"0-9": 3.0, "10-39": 1})))
+    assert profile.costs(GRID) == (3.0,) * 10 + (1.0,) * 30
+    gain = profile.project(EVERYTHING, GRID, OWN).gain
+    assert gain == pytest.approx(0.1)
+    for text, share in (("/0-9", 0.5), ("/10-39", 0.5), ("0,1/0-9", 0.25), ("/0", 1 - 3 / 60), ("/39", 1 - 1 / 60)):
+        assert profile.project(SkipPolicy.parse(text, "fp8", GRID), GRID, OWN).gain == pytest.approx(share * gain)
+
+
+def test_a_layer_without_a_cost_costs_1(tmp_path: Path) -> None:
+    profile = load_profile(str(written(tmp_path, layer_costs={"3": 2, "5,7-8": 0.5})))
+    assert profile.costs(Grid(1, (2, 3, 5, 6, 8))) == (1.0, 2.0, 0.5, 1.0, 0.5)
+    bare = load_profile(str(written(tmp_path, layer_costs={3: 2})))  # a key that YAML reads as a number
+    assert bare.costs(Grid(1, (2, 3))) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("costs", [..., None, {"0-39": 2.5}, {"0": 1.0}])
+def test_where_all_cost_the_same_there_are_no_costs(tmp_path: Path, costs: Any) -> None:
+    assert load_profile(str(written(tmp_path, layer_costs=costs))).costs(GRID) is None
+
+
+def test_costs_make_another_profile(tmp_path: Path) -> None:
+    names = {load_profile(str(written(tmp_path, layer_costs={"0": cost}))).name for cost in (2.0, 3.0)}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        ([1.0, 2.0], "must map layers to costs"), ({}, "must map layers to costs"),
+        ({"0-3": 0}, "layer_costs of 0-3 is 0; it must be a number above 0"), ({"0-3": -1.0}, "above 0"),
+        ({"0-3": float("inf")}, "not a finite number"), ({"0-3": 10**400}, "at most 40 are allowed"),
+        ({"0-3": True}, "above 0"), ({"0-3": "2"}, "above 0"), ({"first": 2.0}, "'f' at position 0"), ({"3-0": 2.0}, "runs backwards"),
+        ({"": 2.0}, "a cost is given for no layer"), ({"0-3": 2.0, "3-5": 1.0}, "layer 3 has two costs"),
+    ],
+)  # fmt: skip
+def test_costs_that_cannot_be_taken(tmp_path: Path, costs: Any, said: str) -> None:
+    refused = refusal(written(tmp_path, layer_costs=costs))
+    assert said in refused and str(tmp_path) in refused
+
+
+def test_costs_of_another_model_are_refused(tmp_path: Path) -> None:
+    profile = load_profile(str(written(tmp_path, layer_costs={"0-40": 2.0})))
+    with pytest.raises(UsageError, match=r"gives a cost for layer 40, and this model's last one is 39"):
+        profile.costs(GRID)

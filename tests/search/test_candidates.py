@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fa_tuner.search import candidates
 from fa_tuner.search.candidates import EXCHANGED, MOST_COUNTS, Rectangles, chains, exchanges, keys, schedules, unseen
 from fa_tuner.search.space import Flags, Numbers
 
@@ -73,7 +74,7 @@ def test_of_layers_equally_bad_the_dearest_is_quantized_first() -> None:
 def test_a_dear_layer_may_be_quantized_before_a_better_one() -> None:
     cells = np.array([[1.0, 2.0, 4.0]])
     order = {tuple(np.flatnonzero(row)) for row in chains(cells, np.array([1.0, 1.0, 5.0]))[1]}
-    assert order == {(2,), (0, 2), (0, 1, 2)}
+    assert order == {(0,), (0, 1), (2,), (0, 2), (0, 1, 2)}
 
 
 def test_costs_of_layers_do_not_order_steps() -> None:
@@ -95,6 +96,74 @@ def test_long_chains_are_thinned_out_and_keep_their_ends() -> None:
 def test_chains_of_one_step_or_one_layer(steps: int, layers: int) -> None:
     cells = rank_one(3, steps, layers)
     assert least(cells, chains(cells, np.ones(layers))) == pytest.approx(least(cells, every(steps, layers)))
+
+
+# --- layers of unequal cost -----------------------------------------------------------------------------------------
+
+
+def undominated(weights: Numbers, costs: Numbers, sets: Flags) -> set[tuple[float, float]]:
+    """Cost and weight of the sets than which none both costs as much or more and weighs as little or less."""
+    cost, weight = sets @ costs, sets @ weights
+    return {
+        (c, round(w, 9)) for c, w in zip(cost.tolist(), weight.tolist(), strict=True)
+        if not ((cost >= c) & (weight <= w) & ((cost > c) | (weight < w))).any()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_layers_of_unequal_cost_the_best_sets_are_found(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MOST_COUNTS", 1000)
+    draw = np.random.default_rng(seed)
+    size = 3 + seed % 6
+    cells, costs = draw.exponential(size=(1, size)), draw.integers(1, 6, size).astype(float)
+    costs[:2] = 1, 2  # not all alike
+    _, v = chains(cells, costs / costs.mean())
+    found = {(c, round(w, 9)) for c, w in zip((v @ costs).tolist(), (v @ cells[0]).tolist(), strict=True)}
+    assert found == undominated(cells[0], costs, subsets(size))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chains_are_exact_for_rank_one_and_unequal_costs(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MOST_COUNTS", 1000)
+    cells, costs = rank_one(seed), np.array([1.0, 1.0, 2.0, 2.0, 3.0, 1.0])
+    rectangles = chains(cells, costs)
+    u, v = every(5, 6)
+
+    def by_cost(steps: Flags, layers: Flags) -> dict[tuple[int, float], float]:
+        found: dict[tuple[int, float], float] = {}
+        costing = zip(steps.sum(1).tolist(), (layers @ costs).tolist(), strict=True)
+        for at, total in zip(costing, sums(cells, (steps, layers)).tolist(), strict=True):
+            found[at] = min(total, found.get(at, np.inf))
+        return found
+
+    best, found = by_cost(u, v), by_cost(*rectangles)
+    for (steps, cost), total in best.items():
+        reached = [error for (count, saved), error in found.items() if count == steps and saved >= cost]
+        assert min(reached) <= total * (1 + 1e-9)
+
+
+def test_greed_misses_what_the_knapsack_finds() -> None:
+    """By ratio the layers of cost 3 come first; of cost 4 two of cost 2 are better than 3 and 1."""
+    cells, costs = np.array([[2.9, 2.0, 2.0, 3.0]]), np.array([3.0, 2.0, 2.0, 1.0])
+    sets = {tuple(np.flatnonzero(row)) for row in chains(cells, costs)[1]}
+    assert (1, 2) in sets
+
+
+@pytest.mark.parametrize(
+    ("costs", "units"),
+    [([2.0] * 19 + [1.0] * 38, [2] * 19 + [1] * 38), ([0.5, 0.75, 1.0], [2, 3, 4]), ([1.0, 1.0, 1000.0], None)],
+)
+def test_costs_in_whole_units(costs: list[float], units: list[int] | None) -> None:
+    found = candidates._units(np.array(costs) / np.mean(costs))
+    assert found.tolist() == units if units else (found.min() == 1 and found.sum() <= candidates.MOST_UNITS + 3)
+
+
+def test_sixty_layers_of_unequal_cost_are_thinned_out_and_keep_their_ends() -> None:
+    draw = np.random.default_rng(0)
+    cells, costs = rank_one(0, 40, 60), 1 + draw.random(60)
+    u, v = chains(cells, costs)
+    assert len(u) == len(v) <= 2 * MOST_COUNTS**2 and v.all(1).any()
+    assert v.any(1).all() and (v @ costs).min() < 0.1 * costs.sum()
 
 
 # --- exchanges ------------------------------------------------------------------------------------------------------
