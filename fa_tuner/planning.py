@@ -33,7 +33,7 @@ MOST_POLICIES = 100_000  # what a run with a budget may measure at most; its bud
 class TuneRequest:
     """What to tune and how. `trials` (policies to measure, the native one not counted) and `budget_seconds` end the
     search; without either, `POLICIES_AN_INDEX` for each step and layer do. `tries` are the user's own policies,
-    "STEPS/LAYERS"."""
+    "STEPS/LAYERS". With `time_every_policy` no latency is fitted in place of being measured."""
 
     study: str
     workload: Workload
@@ -48,6 +48,7 @@ class TuneRequest:
     tries: tuple[str, ...] = ()
     profile: str | None = None
     repeats: int = 3
+    time_every_policy: bool = False
 
     def __post_init__(self) -> None:
         check_name(self.study)  # before an engine is opened for it
@@ -238,6 +239,7 @@ def profile_for(request: TuneRequest, description: Description) -> DeviceProfile
     profile = load_profile(request.profile or DEFAULT_PROFILE)
     for dtype in request.dtypes:
         profile.check(dtype)
+    profile.costs(description.grid)  # refused where it is of another model
     return profile
 
 

@@ -128,6 +128,7 @@ class RunSettings(EngineSettings):
     tries: list[str] = Field(default_factory=list, description='own policies, "STEPS/LAYERS"')
     device_profile: str | None = Field(None, description="project latency from this profile (name or file)")
     repeats: int = Field(3, ge=3, le=100, description="timed repeats where latency is measured")
+    time_every_policy: bool = Field(False, description="fit no latency where it can be measured")
 
     @field_validator("min_psnr")
     @classmethod
@@ -215,7 +216,7 @@ class RunSettings(EngineSettings):
             workload=workload, engine=self.engine, engine_options=options, requirement=wanted, dtypes=dtypes,
             sampler=self.sampler, sampler_seed=self.sampler_seed, budget_seconds=budget, tries=tuple(self.tries),
             trials=self.trials, profile=self.device_profile,
-            repeats=self.repeats,
+            repeats=self.repeats, time_every_policy=self.time_every_policy,
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from fa_tuner.domain.errors import (
     NothingQualifiesError,
     NotQuantizedError,
     ThresholdError,
+    UsageError,
 )
 from fa_tuner.domain.measurement import CaseQuality
 from fa_tuner.domain.policy import DTYPES, SkipPolicy
@@ -22,6 +23,7 @@ from fa_tuner.domain.study import Baseline, Evaluation, Recommendation, Study
 from fa_tuner.engines.synthetic import synthetic_landscape
 from fa_tuner.evaluate.evaluator import Evaluator
 from fa_tuner.recommend.question import recommend_from
+from fa_tuner.search import study as search_study
 from fa_tuner.settings import load_run_settings
 from fa_tuner.store.artifacts import Artifacts
 from fa_tuner.store.repository import Store
@@ -67,8 +69,8 @@ def test_a_budget_alone_ends_a_search_over_more_policies_than_a_number_can_count
 def test_a_spent_budget_is_not_given_again(tuned: Tune, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Evaluator.measure
 
-    def measure(self: Evaluator, policy: SkipPolicy) -> Any:
-        measurement, frames = original(self, policy)
+    def measure(self: Evaluator, *arguments: Any) -> Any:
+        measurement, frames = original(self, *arguments)
         return replace(measurement, seconds=400.0), frames
 
     monkeypatch.setattr(Evaluator, "measure", measure)
@@ -230,9 +232,9 @@ def test_what_another_worker_found_unproven_is_not_finished(tuned: Tune, monkeyp
     opened = Store.open.__func__  # type: ignore[attr-defined]
     monkeypatch.setattr(Store, "open", classmethod(lambda cls, url: stores.append(opened(cls, url)) or stores[-1]))
 
-    def measure(self: Evaluator, policy: SkipPolicy) -> Any:
+    def measure(self: Evaluator, *arguments: Any) -> Any:
         stores[-1].set_state("s", "unproven", "layer 3 ran native")
-        return original(self, policy)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Evaluator, "measure", measure)
     with pytest.raises(NotQuantizedError, match="layer 3 ran native"):
@@ -241,3 +243,40 @@ def test_what_another_worker_found_unproven_is_not_finished(tuned: Tune, monkeyp
     with Store.open(str(stores[0]._database.engine.url)) as store:
         study = store.study("s")
     assert (study.state, study.reason) == ("unproven", "layer 3 ran native")
+
+
+def test_what_layers_cost_reaches_the_sampler_and_the_projection(
+    tuned: Tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a profile with other costs is asked anew of what is stored: nothing is generated again."""
+    made: list[Any] = []
+    original = search_study.make_sampler
+
+    def make(*arguments: Any) -> Any:
+        made.append(arguments[-1])
+        return original(*arguments)
+
+    monkeypatch.setattr(search_study, "make_sampler", make)
+    profile = tmp_path / "profile.yaml"
+    known = "name: mine\nsource: here\ndit_seconds: 10\nattention_seconds: 5\nquantized_attention_seconds: {fp8: 3}\n"
+    profile.write_text(known + "layer_costs: {0-1: 3}\n")
+    _, first = tuned({}, trials=6, tries=["/0,1", "/2,3"], device_profile=str(profile))
+    gains = {e.policy.key: e.measurement.latency.gain for e in first if e.measurement}
+    assert gains["fp8:/"] == pytest.approx(0.2)
+    assert gains["fp8:/0,1"] == pytest.approx(0.2 * 2 / 8) and gains["fp8:/2,3"] == pytest.approx(0.2 * 6 / 8)
+    profile.write_text(known)
+    _, second = tuned({}, trials=6, tries=["/0,1", "/2,3"], device_profile=str(profile))
+    assert [e.measurement.latency.gain for e in second if e.policy.key == "fp8:/0,1" and e.measurement] == [
+        pytest.approx(0.1)
+    ]
+    assert made[0] == (3.0, 3.0, 1.0, 1.0) and made[-1] is None
+
+
+def test_a_profile_of_a_model_with_more_layers_is_refused(tuned: Tune, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(
+        "name: mine\nsource: here\ndit_seconds: 10\nattention_seconds: 5\nquantized_attention_seconds: {fp8: 3}\n"
+        "layer_costs: {0-4: 3}\n"
+    )
+    with pytest.raises(UsageError, match="gives a cost for layer 4, and this model's last one is 3"):
+        tuned({}, device_profile=str(profile))

@@ -75,8 +75,8 @@ class LiveProgress:
         if measured is None:
             result = f"failed: {evaluation.reason}"
         else:
-            result = f"{measured.psnr_db(how):6.2f} dB, gain {measured.latency.gain:5.1%}"
-        leader = f"best gain {best.latency.gain:.1%}" if best else "none meets the constraints yet"
+            result = f"{measured.psnr_db(how):6.2f} dB, gain {measured.latency.gain:5.1%}{_source(measured)}"
+        leader = f"best gain {best.latency.gain:.1%}{_source(best)}" if best else "none meets the constraints yet"
         if self._task is not None:
             self._bar.update(self._task, completed=done, description=leader)
         if not self._console.is_terminal or measured is None:
@@ -93,3 +93,8 @@ class LiveProgress:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False)
+
+
+def _source(measurement: Measurement) -> str:
+    """Where it is not the study's own."""
+    return " fitted" if measurement.latency.source == "fitted" else ""

@@ -11,10 +11,10 @@ from rich.table import Table
 from fa_tuner.domain.measurement import IDENTICAL_DB
 from fa_tuner.planning import HELD_OUT, POLICIES, TIMED_AGAIN
 from fa_tuner.recommend.choice import Candidate, candidates, ranked
-from fa_tuner.report.documents import front_of, policy_document, result_document
+from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from fa_tuner.domain.study import Evaluation, Recommendation, Study
     from fa_tuner.planning import Plan, TuneRequest
@@ -73,12 +73,21 @@ def _heading(study: Study, evaluations: list[Evaluation]) -> str:
             f"engine     {spec.environment['engine']} on {spec.environment['device']}, "
             f"operator {spec.environment['operator']}",
             f"latency    {_source(study)}; relative to native",
+            *_fit(study, evaluations),
             f"asked for  {spec.requirement}; noise floor: {floor}",
             f"measured   {measured} quantized policies"
             + (f", {failed} failed" if failed else "")
             + _cost(study, evaluations),
         )
     )
+
+
+def _fit(study: Study, evaluations: list[Evaluation]) -> Iterator[str]:
+    """How latency is fitted, where it is, and how well."""
+    for fit in fits_of(study, evaluations):
+        predicted = sum(c.fitted and c.policy.dtype == fit.dtype for c in candidates(evaluations))
+        held = f"holds, {predicted} policies have theirs from it" if fit.holds else f"does not hold: {fit.doubt}"
+        yield f"fit        latency{f' of {fit.dtype}' if len(study.spec.dtypes) > 1 else ''} {fit}; {held}"
 
 
 def _cost(study: Study, evaluations: list[Evaluation]) -> str:
@@ -119,21 +128,21 @@ def _table(study: Study, title: str, rows: Iterable[Candidate], chosen: Candidat
     for candidate in rows:
         measured, policy = candidate.measurement, candidate.policy
         ssim = min(case.metrics["ssim"] for case in measured.cases)
-        met = spec.requirement.met_by(measured.cases)
+        met, seconds = spec.requirement.met_by(measured.cases), measured.latency.end_to_end_seconds
         table.add_row(
             "*" if candidate is chosen or (chosen and policy == chosen.policy) else "",
             *[policy.dtype] * several,
             f'"{policy.skip_steps}"' if not policy.is_native else "" if several else "native",
             "" if policy.is_native else f'"{policy.skip_layers}"',
             f"{policy.share(spec.grid):.0%}",
-            f"{measured.latency.gain:.2%}",
-            f"{measured.latency.spread:.2%}" if measured.latency.repeats else "",
+            f"{measured.latency.gain:.2%}" + (" fitted" if candidate.fitted else ""),
+            f"{measured.latency.spread:.2%}" if measured.latency.repeats or candidate.fitted else "",
             *(decibels(measured.psnr_db(how)).removesuffix(" dB") for how in aggregates),
             f"{ssim:.4f}",
             {None: "", True: "pass", False: "fail"}[candidate.holdout_met(spec.requirement)],
             "" if policy.is_native else "yes" if met else "no",
             candidate.evaluation.origin,
-            *([f"{measured.latency.end_to_end_seconds or 0:.3f}"] if timed else []),
+            *([f"{seconds:.3f}" if seconds else ""] if timed else []),
         )
     return table
 
@@ -191,7 +200,7 @@ def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
         "model": request.workload.model,
         "engine": request.engine,
         "environment": made.description.environment,
-        "latency": "projected" if request.profile or made.description.latency == "projected" else "measured",
+        "latency": "measured" if _times(request, made) else "projected",
         "policies": made.policies,
         "policies_possible": made.space,
         "generations": {**made.generations_by_phase, "total": sum(made.generations_by_phase.values())},
@@ -214,6 +223,10 @@ def plan_document(request: TuneRequest, made: Plan) -> dict[str, Any]:
     return document
 
 
+def _times(request: TuneRequest, made: Plan) -> bool:
+    return request.profile is None and made.description.latency == "measured"
+
+
 def render_plan(request: TuneRequest, made: Plan) -> None:
     out, reuse = console(), made.reuse
     space = f"{made.space:,}" if made.space < 10**9 else f"about 10^{len(str(made.space)) - 1}"
@@ -225,7 +238,7 @@ def render_plan(request: TuneRequest, made: Plan) -> None:
         more = f"; {len(request.workload.holdout_cases)} more for each that fails" if phase == HELD_OUT else ""
         out.print(f"{generations:6d} generations  {phase}{more if generations else ''}")
     out.print(f"{sum(made.generations_by_phase.values()):6d} generations  in all, where each runs in full")
-    _render_equivalents(out, made)
+    _render_equivalents(out, request, made)
     times, again = _about(made.seconds_about, made.seconds, _duration), made.generations_by_phase.get(TIMED_AGAIN, 0)
     out.print(
         f"device time for all prompts: {times}"
@@ -235,7 +248,7 @@ def render_plan(request: TuneRequest, made: Plan) -> None:
     )
 
 
-def _render_equivalents(out: Console, made: Plan) -> None:
+def _render_equivalents(out: Console, request: TuneRequest, made: Plan) -> None:
     """Generations of every searched prompt, after reuse and at most."""
     total, reuse = sum(made.equivalents.values()), made.reuse
     parts = [f"{phase} {_tenths(cost)}" for phase, cost in made.equivalents.items() if phase != POLICIES]
@@ -245,6 +258,8 @@ def _render_equivalents(out: Console, made: Plan) -> None:
     if reuse is None:
         timed = TIMED_AGAIN in made.generations_by_phase
         out.print(f"  each runs in full: {'what is timed is never resumed' if timed else 'this engine resumes none'}")
+        if timed and not request.time_every_policy:
+            out.print(f"  where the fit of latency holds, most policies are generated {made.cases} times and not timed")
     elif made.saved:
         least, most = (total - made.policies + end for end in (reuse.least, reuse.most))
         out.print(

@@ -99,6 +99,9 @@ def run(
     ] = None,
     device_profile: DeviceProfile = None,
     repeats: Repeats = None,
+    time_every_policy: Annotated[
+        bool | None, option("--time-every-policy", panel=GOAL, help="Fit no latency where it can be measured.")
+    ] = None,
     study: Annotated[str | None, option("--study", panel=SEARCH, help="Name; default made from the workload.")] = None,
     trials: Annotated[int | None, option("--trials", panel=SEARCH, help="Most policies to measure.")] = None,
     budget: Annotated[str | None, option("--budget", panel=SEARCH, help="Time to search, such as 30m.")] = None,

@@ -28,7 +28,8 @@ NATIVE = SkipPolicy()
 class Evaluator:
     """Measures policies against a native baseline that is generated once and kept.
 
-    With a `profile` latency is projected from it; without one it is measured over `repeats` interleaved pairs.
+    With a `profile` latency is projected from it; without one it is measured over `repeats` interleaved pairs, or given
+    where it is fitted.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class Evaluator:
     def warm_up(self) -> None:
         """Before any timing: caches, lazy initialisation and clocks settle under one untimed generation."""
         if self._profile is None and not self._warm:
-            self._generate(NATIVE, self._workload.cases[0])
+            self._generate(NATIVE, self._workload.cases[0], "keep")
         self._warm = True
 
     def reference_frames(self) -> list[Frames]:
@@ -109,34 +110,34 @@ class Evaluator:
         frames = [self._reference.get(case) for case in self._workload.cases]
         return [f for f in frames if f is not None]
 
-    def measure(self, policy: SkipPolicy) -> tuple[Measurement, list[Frames]]:
-        """The policy's measurement over the searched cases, and its frames by case (none from a record).
+    def measure(self, policy: SkipPolicy, fitted: Latency | None = None) -> tuple[Measurement, list[Frames]]:
+        """The policy's measurement over the searched cases, and its frames by case (none from a record). It is timed,
+        unless its latency is `fitted` or projected: then each case is generated once, from what is kept of it.
 
         Raises:
             EngineError: a generation failed or cannot be compared.
             NotQuantizedError: the coverage proof failed.
         """
         started = time.perf_counter()
-        self.warm_up()
+        known = self._profile.project(policy, self._description.grid, self._workload) if self._profile else fitted
+        if known is None:
+            self.warm_up()
         seen: list[CaseQuality] = []
         coverages: list[Coverage] = []
         generations: list[Generation] = []
         rounds: list[list[Pair]] = []
-        for repeat in range(self._rounds):
+        for repeat in range(self._repeats if known is None else 1):
             row = []
             for case in self._workload.cases:
-                generation, proof = self._generate(policy, case, "reuse" if self._profile else "none")
+                generation, proof = self._generate(policy, case, "none" if known is None else "reuse")
                 coverages.append(proof)
                 if repeat == 0:
                     seen.append(self._compare(case, generation))
                     generations.append(generation)
-                if self._profile is None:
+                if known is None:
                     row.append(_pair(self._generate(NATIVE, case)[0], generation))
             rounds.append(row)
-        if self._profile:
-            latency = self._profile.project(policy, self._description.grid, self._workload)
-        else:
-            latency = conclude(rounds, self._description.device)
+        latency = known or conclude(rounds, self._description.device)
         measurement = replace(
             self._measurement(policy, latency, seen, coverages, started),
             peak_memory_mb=max((g.peak_memory_mb for g in generations if g.peak_memory_mb is not None), default=None),
@@ -153,12 +154,13 @@ class Evaluator:
         """Repeats of a policy that is about to be recommended."""
         return finalist_repeats(self._repeats)
 
-    def time_again(self, policy: SkipPolicy) -> Latency:
-        """The policy's latency from `finalist_repeats` new interleaved pairs and nothing else: among many policies
-        the fastest of the first timing owes part of that to luck. Raises as `measure`."""
+    def time_again(self, policy: SkipPolicy, repeats: int) -> Latency:
+        """The policy's latency from as many new interleaved pairs and nothing else: among many policies the fastest of
+        the first timing owes part of that to luck. Raises as `measure`."""
+        self.warm_up()
         rounds = [
             [_pair(self._generate(NATIVE, case)[0], self._generate(policy, case)[0]) for case in self._workload.cases]
-            for _ in range(self.finalist_repeats)
+            for _ in range(repeats)
         ]
         return conclude(rounds, self._description.device)
 

@@ -30,7 +30,7 @@ class Exporter(ABC):
         With a `release` of vLLM-Omni, what the comments say holds for that one.
 
         Raises:
-            NothingQualifiesError: the policy quantizes nothing.
+            NothingQualifiesError: the policy quantizes nothing, or was not timed where it could have been.
             UsageError: `stage_id` is out of range, or `release` would refuse the text or ignore it.
         """
         values, target = values_for(recommendation, stage_id), Target(self.name, release)
@@ -68,5 +68,10 @@ def values_for(recommendation: Recommendation, stage_id: int) -> dict[str, str]:
         raise NothingQualifiesError(
             "the native policy quantizes nothing, so there is nothing to export; relax the requirement, "
             "or leave diffusion_kv_cache_dtype out of the deploy file"
+        )
+    if recommendation.measurement.latency.source == "fitted":
+        raise NothingQualifiesError(
+            f"the latency of {policy} is only fitted, and a prediction is not exported; run the study again, which "
+            "times what is worth it"
         )
     return {DTYPE: policy.dtype, SKIP_STEPS: str(policy.skip_steps), SKIP_LAYERS: str(policy.skip_layers)}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from fa_tuner.domain.errors import NothingQualifiesError, ThresholdError
 from fa_tuner.domain.measurement import Aggregate, Measurement, Requirement
-from fa_tuner.domain.pareto import Objectives, front
+from fa_tuner.domain.pareto import Objectives, front, hypervolume
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation
+from fa_tuner.evaluate.latency_fit import LatencyFit, may_be_faster
 from fa_tuner.evaluate.timing import ROBUST_FROM
 
 
@@ -28,6 +29,11 @@ class Candidate:
 
     def objectives(self, how: Aggregate) -> Objectives:
         return Objectives(self.measurement.latency.relative, self.measurement.psnr_db(how))
+
+    @property
+    def fitted(self) -> bool:
+        """Its latency is a prediction: it may be timed, it is not recommended, and it is on no front."""
+        return self.measurement.latency.source == "fitted"
 
     @property
     def gains_beyond_noise(self) -> bool:
@@ -49,23 +55,33 @@ def candidates(evaluations: Iterable[Evaluation]) -> list[Candidate]:
     return [Candidate(e, m, noise) for e, m in measured]
 
 
-def pareto_front(measured: Iterable[Candidate], how: Aggregate) -> list[Candidate]:
-    """The non-dominated candidates, fastest first; of equal ones that with the shorter selectors."""
-    return front(sorted(measured, key=_selector_length), lambda c: c.objectives(how))
+def pareto_front(measured: Iterable[Candidate], how: Aggregate, fitted: bool = False) -> list[Candidate]:
+    """The non-dominated candidates, fastest first; of equal ones that with the shorter selectors. Those whose latency
+    is `fitted` only where that is asked for: a front is drawn in one kind."""
+    drawn = (c for c in measured if fitted or not c.fitted)
+    return front(sorted(drawn, key=_selector_length), lambda c: c.objectives(how))
 
 
-def ranked(measured: Iterable[Candidate], requirement: Requirement) -> list[Candidate]:
-    """Those that meet the requirement with a gain beyond noise, best first.
+def missing(measured: Sequence[Candidate], how: Aggregate) -> list[Candidate]:
+    """Those that by their fitted latency are on the front and have to be timed to be drawn; first the one that adds
+    most hypervolume to it."""
+    reference = Objectives(1.0, 0.0)  # native latency, as for the study's snapshots
+    drawn = [c.objectives(how) for c in pareto_front(measured, how)]
+    return sorted(
+        (c for c in pareto_front(measured, how, fitted=True) if c.fitted),
+        key=lambda c: -hypervolume([*drawn, c.objectives(how)], reference),
+    )
+
+
+def ranked(measured: Iterable[Candidate], requirement: Requirement, fitted: bool = False) -> list[Candidate]:
+    """Those that meet the requirement with a gain beyond noise, best first; those whose latency is `fitted` only where
+    that is asked for, as nothing predicted is recommended.
 
     Of equal latencies (projected ones often are) the better picture counts; candidates whose latencies differ by less
     than their spread are ties, and go by the shorter selectors. One that failed on held-out prompts does not meet the
     requirement.
     """
-    qualified = (
-        c
-        for c in measured
-        if c.gains_beyond_noise and requirement.met_by(c.measurement.cases) and c.holdout_met(requirement) is not False
-    )
+    qualified = (c for c in measured if (fitted or not c.fitted) and c.gains_beyond_noise and _able(c, requirement))
     how = requirement.aggregate
     left = sorted(qualified, key=lambda c: (c.objectives(how).latency, -c.objectives(how).psnr_db, _selector_length(c)))
     order: list[Candidate] = []
@@ -80,24 +96,37 @@ def ranked(measured: Iterable[Candidate], requirement: Requirement) -> list[Cand
     return order
 
 
-def unsettled(measured: Iterable[Candidate], requirement: Requirement, repeats: int) -> list[Candidate]:
-    """Those whose measured latency could still make them the answer: they meet the requirement, were timed with fewer
-    than `repeats`, and their interval begins below the best one's figure. The most promising first."""
+def unsettled(
+    measured: Iterable[Candidate], requirement: Requirement, repeats: int, fits: Mapping[str, LatencyFit] | None = None
+) -> list[Candidate]:
+    """Those whose latency could still make them the answer: they meet the requirement, were timed with fewer than
+    `repeats`, or not at all, and their interval begins below the best one's figure; by the `fits` of their dtypes only
+    the best one and those that may be faster than it. The most promising first."""
 
     def least(candidate: Candidate) -> float:
         latency = candidate.measurement.latency
         return latency.relative * (1 - latency.spread)
 
-    able = [
-        c
-        for c in measured
-        if not c.policy.is_native
-        and requirement.met_by(c.measurement.cases)
-        and c.holdout_met(requirement) is not False
-    ]
+    able = [c for c in measured if _able(c, requirement)]
     order = ranked(able, requirement)
     bound = order[0].measurement.latency.relative if order else 1.0
+    if fits and order:
+        able = [c for c in able if c is order[0] or may_be_faster(fits, c.policy, order[0].policy)]
     return sorted((c for c in able if c.measurement.latency.repeats < repeats and least(c) <= bound), key=least)
+
+
+def _able(candidate: Candidate, requirement: Requirement) -> bool:
+    return (
+        not candidate.policy.is_native
+        and requirement.met_by(candidate.measurement.cases)
+        and candidate.holdout_met(requirement) is not False
+    )
+
+
+def faster_by_fit(measured: Iterable[Candidate], requirement: Requirement, chosen: Candidate) -> int:
+    """How many that meet the requirement are faster than the chosen one by a latency that is only fitted."""
+    limit = chosen.measurement.latency.relative
+    return sum(c.fitted and c.measurement.latency.relative < limit for c in measured if _able(c, requirement))
 
 
 def best(measured: Sequence[Candidate], requirement: Requirement) -> Candidate:
@@ -130,6 +159,12 @@ def _selector_length(candidate: Candidate) -> int:
 
 
 def _nearest_message(measured: Sequence[Candidate], requirement: Requirement) -> str:
+    untimed = len(ranked(measured, requirement, fitted=True))  # nothing timed is among them
+    if untimed:
+        return (
+            f"no policy that was timed meets {requirement}; {untimed} that do have a latency that is only fitted, and "
+            "a prediction is not recommended. Run the same command again to have the best of them timed"
+        )
     quantized = [c for c in measured if c.gains_beyond_noise]
     if not quantized:
         tried = sum(not c.policy.is_native for c in measured)

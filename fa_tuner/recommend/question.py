@@ -8,7 +8,7 @@ from typing import Protocol
 from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError, NotQuantizedError, ThresholdError
 from fa_tuner.domain.measurement import Requirement
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
-from fa_tuner.recommend.choice import best, candidates, check_floor
+from fa_tuner.recommend.choice import best, candidates, check_floor, faster_by_fit
 
 
 class Studies(Protocol):
@@ -58,14 +58,15 @@ def recommend_from(
     if study.baseline is None:
         raise NothingQualifiesError(f"study {study.spec.name} has no baseline yet; run it first")
     check_floor(wanted, study.baseline)
-    chosen = best(candidates(e for e in evaluations if dtype in (None, e.policy.dtype)), wanted)
+    measured = candidates(e for e in evaluations if dtype in (None, e.policy.dtype))
+    chosen = best(measured, wanted)
     return Recommendation(
         study=study,
         evaluation=chosen.evaluation,
         measurement=chosen.measurement,
         requirement=wanted,
         holdout_met=chosen.holdout_met(wanted),
-        notes=_notes(study, chosen.measurement.holdout != ()),
+        notes=_notes(study, chosen.measurement.holdout != (), faster_by_fit(measured, wanted, chosen)),
     )
 
 
@@ -97,7 +98,7 @@ def recommend(store: Studies, question: Question) -> Recommendation:
     raise refused
 
 
-def _notes(study: Study, checked: bool) -> tuple[str, ...]:
+def _notes(study: Study, checked: bool, untimed: int) -> tuple[str, ...]:
     spec, notes = study.spec, []
     if spec.latency_source == "projected":
         notes.append(
@@ -111,6 +112,10 @@ def _notes(study: Study, checked: bool) -> tuple[str, ...]:
         notes.append(
             "not checked on held-out prompts"
             + ("" if spec.workload.holdout else "; the study has none (--holdout-prompt)")
+        )
+    if untimed:
+        notes.append(
+            f"{untimed} of the policies that meet it are faster by their fitted latency; a further run times them"
         )
     if study.state != "finished":
         notes.append(f"the study is {study.state}; a longer search may find better")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fa_tuner.domain.measurement import Aggregate, CaseQuality, Measurement, aggregate
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
+from fa_tuner.evaluate.latency_fit import LatencyFit, fit_latencies
 from fa_tuner.recommend.choice import Candidate, candidates, pareto_front, ranked
 
 
@@ -68,7 +70,7 @@ def evaluation_document(evaluation: Evaluation, study: Study) -> dict[str, Any]:
     return {**document, **measurement_document(evaluation.measurement, how)}
 
 
-def study_document(study: Study, evaluated: int) -> dict[str, Any]:
+def study_document(study: Study, evaluated: int, fits: Iterable[LatencyFit] = ()) -> dict[str, Any]:
     """`evaluated` counts the policies measured, the native one not among them."""
     spec = study.spec
     document: dict[str, Any] = {
@@ -81,13 +83,29 @@ def study_document(study: Study, evaluated: int) -> dict[str, Any]:
     }  # fmt: skip
     if spec.latency_profile is not None:
         document["latency_profile"] = spec.latency_profile
+    if found := [fit_document(fit) for fit in fits]:
+        document["latency_fits"] = found
     if study.baseline is not None:
         document["noise_floor_db"] = study.baseline.noise_floor_db
     return document
 
 
+def fits_of(study: Study, evaluations: list[Evaluation]) -> list[LatencyFit]:
+    """The fits over the timed policies, one a dtype; none where latency is not measured, or too few were timed."""
+    spec, measured = study.spec, study.spec.latency_source == "measured"
+    return list(fit_latencies(evaluations, spec.dtypes, spec.grid).values()) if measured else []
+
+
+def fit_document(fit: LatencyFit) -> dict[str, Any]:
+    """`rms` and `worst` of the residuals, in shares of native latency."""
+    return {
+        "dtype": fit.dtype, "timed": fit.timed, "overhead": fit.overhead, "saving": fit.saving, "rms": fit.rms,
+        "worst": fit.worst, "holds": fit.holds, "doubt": fit.doubt,
+    }  # fmt: skip
+
+
 def front_of(study: Study, evaluations: list[Evaluation]) -> list[Candidate]:
-    """The Pareto front, fastest first."""
+    """The Pareto front, fastest first: of one kind of latency, so without those that are only fitted."""
     return pareto_front(candidates(evaluations), study.spec.requirement.aggregate)
 
 
@@ -95,7 +113,8 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     """A study with its front, and its recommended policy where there is one."""
     wanted = study.spec.requirement
     order = ranked(candidates(evaluations), wanted)
-    document = study_document(study, sum(not e.policy.is_native for e in evaluations))
+    evaluated = sum(not e.policy.is_native for e in evaluations)
+    document = study_document(study, evaluated, fits_of(study, evaluations))
     known = [e.measurement for e in evaluations if e.measurement is not None]
     document["generation_equivalents"] = sum(m.generations(study.spec.grid.steps) for m in known)
     document["front"] = [

@@ -246,8 +246,9 @@ class Store:
             key = self._measured(connection, name, policy_key)
             connection.execute(evaluations.update().where(evaluations.c.id == key).values(values))
 
-    def set_latencies(self, name: str, profile: str, latencies: Mapping[str, Latency]) -> None:
-        """Give the study's policies, by key, the latencies that another device profile projects, all or none.
+    def set_latencies(self, name: str, profile: str | None, latencies: Mapping[str, Latency]) -> None:
+        """Give the study's policies, by key, other latencies, all or none: those that another device profile projects,
+        or, without a profile, those that are fitted anew.
 
         Raises:
             NotFoundError: there is no such study, or no measurement of one of these policies in it.

@@ -13,6 +13,7 @@ from fa_tuner.domain.study import Evaluation, StudySpec, StudyState
 from fa_tuner.evaluate.evaluator import NATIVE, Evaluator
 from fa_tuner.planning import TuneRequest, profile_for, queue, refuse_unfit, space_of, target_of
 from fa_tuner.recommend.choice import candidates, pareto_front
+from fa_tuner.tuning.latencies import Latencies
 
 if TYPE_CHECKING:
     from fa_tuner.engines.base import Engine, Frames
@@ -51,6 +52,7 @@ class Job:
         self.queue = list(queue(request, self.grid))
         self.space = space_of(request, self.grid)
         self.profile = profile_for(request, self.description)
+        self.costs = self.profile.costs(self.grid) if self.profile else None
         self.evaluator = Evaluator(engine, request.workload, self.profile, request.repeats, observer.note)
         self.target = target_of(request, self.grid)
         self.spec = StudySpec(
@@ -65,6 +67,7 @@ class Job:
             latency_profile=self.profile.name if self.profile else None,
         )
         self.evaluations: dict[str, Evaluation] = {}
+        self.latencies = Latencies(self)
         self.worker = Worker.of_this_process()
         self.begun = False
 
@@ -165,20 +168,21 @@ class Job:
         self.refresh()
         keys = self.front_keys()
         how = self.spec.requirement.aggregate
-        points = [c.objectives(how) for c in candidates(self.evaluations.values())]
+        points = [c.objectives(how) for c in candidates(self.evaluations.values()) if not c.fitted]
         # from native latency and 0 dB, so that snapshots of a study can be compared
         self.store.add_front(self.spec.name, keys, hypervolume(points, Objectives(1.0, 0.0)))
         self.tidy()
 
     def tidy(self) -> None:
-        """Let go of the frames of policies that are not on the front; not beside other workers, who may be writing
-        theirs."""
+        """Let go of the frames of policies that are not on the front, nor would be by a fitted latency; not beside
+        other workers, who may be writing theirs."""
         if not self.others():
-            self.artifacts.keep(self.spec.name, {*self.front_keys(), NATIVE.key})
+            kept = {*self.front_keys(), *self.front_keys(fitted=True), NATIVE.key}
+            self.artifacts.keep(self.spec.name, kept)
 
-    def front_keys(self) -> list[str]:
+    def front_keys(self, fitted: bool = False) -> list[str]:
         measured = candidates(self.evaluations.values())
-        return [c.policy.key for c in pareto_front(measured, self.spec.requirement.aggregate)]
+        return [c.policy.key for c in pareto_front(measured, self.spec.requirement.aggregate, fitted)]
 
     def done(self) -> int:
         return sum(not e.policy.is_native for e in self.evaluations.values())

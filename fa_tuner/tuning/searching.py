@@ -39,10 +39,9 @@ class Searching:
         from fa_tuner.search.study import PolicySearch
 
         self.job, spec = job, job.spec
-        resumes = job.description.resumes and job.profile is not None
         self.search = PolicySearch(
             job.search_storage, spec.name, job.space, spec.sampler, spec.sampler_seed,
-            Goal.of(spec.requirement), resumes, priors(job),
+            Goal.of(spec.requirement), priors=priors(job), costs=job.costs,
         )  # fmt: skip
         mended = self._reconcile()
         if mended > 1:
@@ -65,6 +64,7 @@ class Searching:
                 time.sleep(WAIT_SECONDS)  # all that is left is being measured
                 continue
             failed = [e.policy for e in self.job.evaluations.values() if e.failed]
+            self.search.resumes(self._resumes())
             proposal = self.search.ask(elsewhere, failed)
             if isinstance(proposal, str):
                 if not elsewhere and not self._reconcile():
@@ -88,6 +88,13 @@ class Searching:
             if failures == FAILURES_IN_A_ROW:
                 raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
         return "front verified" if self.job.done() >= self.job.space.count - 1 else "budget"
+
+    def _resumes(self) -> bool:
+        """Whether a policy is likely to be generated from a kept prefix: what is timed is not."""
+        if not self.job.description.resumes or self.job.profile is not None:
+            return self.job.description.resumes
+        fits = {} if self.job.request.time_every_policy else self.job.latencies.fits()
+        return any(fit.holds for fit in fits.values())
 
     def _at_noise_floor(self, study: Study) -> bool:
         """Whether quantizing everything, in the fastest dtype, changes no more than a second native run does: then no
@@ -127,15 +134,16 @@ class Searching:
         origin: Origin = proposal.origin  # type: ignore[assignment]
         frames: list[Frames] = []
         try:
-            measurement, frames = self.job.evaluator.measure(proposal.policy)
+            given = self.job.latencies.given(proposal.policy, origin)
+            measurement, frames = self.job.evaluator.measure(proposal.policy, given)
             evaluation = Evaluation(proposal.policy, origin, len(self.job.evaluations), measurement)
         except EngineError as error:
             evaluation = Evaluation(proposal.policy, origin, len(self.job.evaluations), None, str(error))
         evaluation = self.job.commit(evaluation)
-        if proposal.policy.key in self.job.front_keys():
+        if proposal.policy.key in {*self.job.front_keys(), *self.job.front_keys(fitted=True)}:
             self.job.keep_frames(proposal.policy, frames)
             self.job.tidy()
-        best = ranked(candidates(self.job.evaluations.values()), self.job.spec.requirement)
+        best = ranked(candidates(self.job.evaluations.values()), self.job.spec.requirement, fitted=True)
         self.job.observer.evaluated(evaluation, self.job.done(), best[0].measurement if best else None)
         return evaluation
 

@@ -72,6 +72,13 @@ def test_refuses_what_quantizes_nothing(each: Exporter, policy: SkipPolicy) -> N
         each.export(recommend(policy))
 
 
+def test_refuses_what_was_only_predicted(each: Exporter) -> None:
+    timed = recommend(SkipPolicy("fp8"))
+    fitted = replace(timed, measurement=replace(timed.measurement, latency=Latency(0.9, "fitted", spread=0.01)))
+    with pytest.raises(NothingQualifiesError, match="is only fitted, and a prediction is not exported; run the study"):
+        each.export(fitted)
+
+
 @pytest.mark.parametrize("stage_id", [-1, 1000])
 def test_refuses_a_stage_out_of_range(each: Exporter, stage_id: int) -> None:
     with pytest.raises(UsageError, match="stage id"):

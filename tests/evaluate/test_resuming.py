@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fa_tuner.domain.errors import EngineError, NotQuantizedError
-from fa_tuner.domain.measurement import CaseQuality
+from fa_tuner.domain.measurement import CaseQuality, Latency
 from fa_tuner.domain.policy import NATIVE, Grid, SkipPolicy
 from fa_tuner.domain.workload import Case, Workload
 from fa_tuner.engines.base import CellCall, Description, Engine, Generation, Prefix
@@ -97,12 +97,30 @@ def test_a_projected_policy_goes_on_from_what_was_kept(engine: ResumingEngine) -
 
 
 def test_what_is_timed_is_whole(engine: ResumingEngine) -> None:
-    """All of it: warm-up, both runs of the baseline, each pair of a policy, and the finalist's."""
+    """All of it: both runs of the baseline, each pair of a policy, and the finalist's; the warm-up is not timed."""
     evaluator = Evaluator(engine, WORK, None, repeats=1)
     evaluator.run_baseline()
     evaluator.measure(LATE)
-    evaluator.time_again(LATE)
-    assert {prefix for _, _, prefix in engine.asked} == {"none"} and len(engine.asked) > 30
+    evaluator.time_again(LATE, 15)
+    warm_up, *timed = engine.asked
+    assert warm_up == (NATIVE, CAT, "keep")
+    assert {prefix for _, _, prefix in timed} == {"none"} and len(timed) == 2 * 2 + 2 * 2 + 2 * 15 * 2
+
+
+def test_what_is_fitted_goes_on_from_the_warm_up_and_from_what_was_fitted(engine: ResumingEngine) -> None:
+    """Nothing timed leaves a prefix, so that the second case has none until a fitted run has made one."""
+    evaluator = Evaluator(engine, WORK, None, repeats=1)
+    evaluator.run_baseline()
+    evaluator.measure(LATE)
+    engine.asked.clear()
+    fitted = Latency(0.9, "fitted", spread=0.01)
+    first, _ = evaluator.measure(LATE, fitted)
+    assert engine.asked == [(LATE.key, CAT, "reuse"), (LATE.key, CAT, "none"), (LATE.key, DOG, "reuse")]
+    assert first.latency == fitted and first.coverage.proven
+    engine.asked.clear()
+    second, _ = evaluator.measure(LATE, fitted)
+    assert engine.asked == [(LATE.key, case, "reuse") for case in (CAT, DOG)]
+    assert (first.detail["steps_reused"], second.detail["steps_reused"]) == (0, 4)
 
 
 # --- whether it is trusted ------------------------------------------------------------------------------------------

@@ -10,8 +10,19 @@ from hypothesis import strategies as st
 
 from fa_tuner.domain.errors import NothingQualifiesError, ThresholdError
 from fa_tuner.domain.measurement import Constraint, Requirement
+from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation
-from fa_tuner.recommend.choice import Candidate, best, candidates, check_floor, pareto_front, ranked
+from fa_tuner.recommend.choice import (
+    Candidate,
+    best,
+    candidates,
+    check_floor,
+    faster_by_fit,
+    missing,
+    pareto_front,
+    ranked,
+    unsettled,
+)
 from tests.support.measured import a_candidate, a_measurement, a_policy
 
 FROM_30 = Requirement((Constraint.parse("psnr_db>=30"),))
@@ -213,3 +224,69 @@ def test_where_native_repeats_itself_nothing_is_above_the_floor() -> None:
 def test_of_equal_latencies_the_better_picture_counts_before_the_selectors() -> None:
     short, better = a_candidate("2,5/2", 0.9, 40), a_candidate("2,4,5/1,3", 0.9, 45)
     assert texts(ranked([short, better], FROM_30)) == ["2,4,5/1,3", "2,5/2"]
+
+
+# --- fitted latency -------------------------------------------------------------------------------------------------
+
+
+def timed(text: str, relative: float, psnr_db: float, spread: float = 0.01) -> Candidate:
+    return a_candidate(text, relative, psnr_db, spread=spread, source="measured")
+
+
+def fitted(text: str, relative: float, psnr_db: float, spread: float = 0.01) -> Candidate:
+    return a_candidate(text, relative, psnr_db, spread=spread, source="fitted")
+
+
+def test_what_is_fitted_orders_but_is_not_recommended() -> None:
+    measured = [timed("0/", 0.95, 35), fitted("/", 0.80, 35)]
+    assert texts(ranked(measured, FROM_30)) == ["0/"] == texts([best(measured, FROM_30)])
+    assert texts(ranked(measured, FROM_30, fitted=True)) == ["/", "0/"]
+    assert faster_by_fit(measured, FROM_30, measured[0]) == 1
+    assert faster_by_fit([timed("0/", 0.75, 35), fitted("/", 0.80, 35)], FROM_30, timed("0/", 0.75, 35)) == 0
+
+
+def test_where_only_fitted_ones_qualify_it_says_to_have_them_timed() -> None:
+    said = refusal([NATIVE, timed("0,1/", 0.97, 20), fitted("0/", 0.95, 35), fitted("/", 0.90, 31)])
+    assert (
+        "no policy that was timed meets psnr_db>=30" in said and "2 that do have a latency that is only fitted" in said
+    )
+    assert "Run the same command again" in said
+    assert "the nearest is" in refusal([NATIVE, timed("0,1/", 0.97, 20), fitted("0/", 0.95, 25)])
+
+
+def test_a_fitted_candidate_is_unsettled() -> None:
+    measured = [timed("0/", 0.90, 35), fitted("1/", 0.89, 35), fitted("2/", 0.93, 35), fitted("3/", 0.80, 20)]
+    assert texts(unsettled(measured, FROM_30, 15)) == ["1/", "0/"]
+    assert texts(unsettled(measured[1:], FROM_30, 15)) == ["1/", "2/"]  # any that gains, as long as none is timed
+
+
+class Fit:
+    """Makes some policies faster than others."""
+
+    def __init__(self, *faster: str) -> None:
+        self.faster = faster
+
+    def may_be_faster(self, one: SkipPolicy, other: SkipPolicy) -> bool:
+        return one.key.removeprefix("fp8:") in self.faster
+
+
+def test_with_a_fit_only_what_may_be_faster_is_unsettled() -> None:
+    """Of many timings that overlap, those that only luck makes faster are not worth timing again."""
+    measured = [timed("0/", 0.90, 35), timed("1/", 0.905, 35), timed("2/", 0.904, 35), fitted("3/", 0.903, 35)]
+    assert texts(unsettled(measured, FROM_30, 15)) == ["0/", "3/", "2/", "1/"]
+    assert texts(unsettled(measured, FROM_30, 15, Fit("2/"))) == ["0/", "2/"]  # type: ignore[arg-type]
+    assert texts(unsettled(measured, FROM_30, 15, Fit())) == ["0/"]  # type: ignore[arg-type]
+
+
+def test_a_front_is_drawn_in_one_kind() -> None:
+    measured = [timed("0/", 0.95, 40), fitted("/", 0.90, 35), fitted("1/", 0.96, 50), fitted("2/", 0.97, 30)]
+    assert texts(pareto_front(measured, "worst")) == ["0/"]
+    assert texts(pareto_front(measured, "worst", fitted=True)) == ["/", "0/", "1/"]
+
+
+def test_what_is_missing_on_the_front_and_adds_most_to_it_comes_first() -> None:
+    measured = [timed("0/", 0.95, 40), fitted("1/", 0.949, 30), fitted("/", 0.80, 35), fitted("2/", 0.97, 30)]
+    assert texts(missing(measured, "worst")) == ["/"]  # 1/ is slower and worse than it
+    apart = [*measured, fitted("3/", 0.96, 40.1), fitted("4/", 0.97, 60)]
+    assert texts(missing(apart, "worst")) == ["/", "4/", "3/"]
+    assert missing([timed("0/", 0.95, 40)], "worst") == []

@@ -98,6 +98,16 @@ def test_what_the_figures_do_not_prove_is_said(changes: dict[str, Any], note: st
     assert note in said
 
 
+def test_that_others_may_be_faster_is_said() -> None:
+    """By a latency that was only fitted: they are passed over."""
+    more = (a_measurement("1/", 0.92, 40, source="fitted"), a_measurement("2/", 0.91, 20, source="fitted"))
+    answer = recommend_from(a_study(), evaluations_of(*GOOD, *more), None)
+    assert answer.policy == a_policy("0/")
+    assert answer.notes == (
+        "1 of the policies that meet it are faster by their fitted latency; a further run times them",
+    )
+
+
 def test_held_out_prompts_that_were_not_run_are_said() -> None:
     unchecked = evaluations_of(a_measurement("0/", 0.95, 40))
     assert recommend_from(a_study(), unchecked, None).notes == ("not checked on held-out prompts",)
