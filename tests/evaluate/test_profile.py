@@ -205,7 +205,8 @@ def test_costs_make_another_profile(tmp_path: Path) -> None:
         ([1.0, 2.0], "must map layers to costs"), ({}, "must map layers to costs"),
         ({"0-3": 0}, "layer_costs of 0-3 is 0; it must be a number above 0"), ({"0-3": -1.0}, "above 0"),
         ({"0-3": float("inf")}, "not a finite number"), ({"0-3": 10**400}, "at most 40 are allowed"),
-        ({"0-3": True}, "above 0"), ({"0-3": "2"}, "above 0"), ({"first": 2.0}, "'f' at position 0"), ({"3-0": 2.0}, "runs backwards"),
+        ({"0-3": True}, "above 0"), ({"0-3": "2"}, "above 0"), ({"first": 2.0}, "'f' at position 0"),
+        ({"3-0": 2.0}, "runs backwards"),
         ({"": 2.0}, "a cost is given for no layer"), ({"0-3": 2.0, "3-5": 1.0}, "layer 3 has two costs"),
     ],
 )  # fmt: skip
