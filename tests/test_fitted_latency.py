@@ -150,7 +150,7 @@ def test_policies_are_timed_until_the_fit_holds_and_one_in_eight_from_then_on(tu
     first = told.sources.index("fitted")
     assert first >= LEAST_TIMED and set(told.sources[:first]) == {"measured"}
     (said,) = told.notes
-    assert said.startswith(f"latency is fitted over {first} timed policies, residuals 0.0% RMS")
+    assert said.startswith(f"latency of fp8 is fitted over {first} timed policies, residuals 0.0% RMS")
     runs = "".join(source[0] for source in told.sources).split("m")
     assert max(map(len, runs)) == CHECK_EVERY - 1 and told.sources.count("fitted") > len(told.sources) / 2
 
@@ -262,7 +262,9 @@ def test_a_fit_that_a_check_disagrees_with_switches_itself_off(tuned: Tuned) -> 
     last_fitted = len(told.sources) - 1 - told.sources[::-1].index("fitted")
     assert last_fitted - first_fitted < CHECK_EVERY
     held, off = told.notes
-    assert held.startswith("latency is fitted over") and off.startswith("the fit of latency does not hold: fp8, skip")
+    assert held.startswith("latency of fp8 is fitted over") and off.startswith(
+        "the fit of latency of fp8 does not hold: fp8, skip"
+    )
     assert off.endswith("; policies are timed again")
     answer = recommend_from(study, evaluations, None)
     best = min(

@@ -58,7 +58,7 @@ def recommend_from(
     if study.baseline is None:
         raise NothingQualifiesError(f"study {study.spec.name} has no baseline yet; run it first")
     check_floor(wanted, study.baseline)
-    measured = candidates(e for e in evaluations if dtype in (None, e.policy.dtype))
+    measured = candidates(e for e in evaluations if dtype is None or e.policy.is_native or e.policy.dtype == dtype)
     chosen = best(measured, wanted)
     return Recommendation(
         study=study,

@@ -164,7 +164,7 @@ def test_the_truth_lies_within_the_spread(noise: float) -> None:
     for _ in range(clocks):
         evaluations = []
         for number in range(8):
-            policy = SkipPolicy.parse(f"0-{number}/" if number < 4 else f"/0-{number}", "fp8", grid)
+            policy = SkipPolicy.parse(f"0-{number}/" if number < 4 else f"/0-{number}", ("fp8",), grid)
             three = sorted(1 - 0.3 * policy.share(grid) + rng.gauss(0, noise) for _ in range(3))
             latency = Latency(three[1], "measured", 1.0, (three[2] - three[0]) / 2 / three[1], 3)
             evaluations.append(
@@ -175,7 +175,7 @@ def test_the_truth_lies_within_the_spread(noise: float) -> None:
         fit = fit_latency(evaluations, "fp8", grid)
         assert fit is not None
         held += fit.holds
-        found = fit.latency(SkipPolicy.parse("0-2/0,1", "fp8", grid))
+        found = fit.latency(SkipPolicy.parse("0-2/0,1", ("fp8",), grid))
         within += abs(found.relative - (1 - 0.3 * 0.56)) <= found.spread * found.relative
     assert within > 0.93 * clocks and held > 0.93 * clocks
 

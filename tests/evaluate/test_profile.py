@@ -179,7 +179,7 @@ def test_dear_layers_save_more(tmp_path: Path) -> None:
     gain = profile.project(EVERYTHING, GRID, OWN).gain
     assert gain == pytest.approx(0.1)
     for text, share in (("/0-9", 0.5), ("/10-39", 0.5), ("0,1/0-9", 0.25), ("/0", 1 - 3 / 60), ("/39", 1 - 1 / 60)):
-        assert profile.project(SkipPolicy.parse(text, "fp8", GRID), GRID, OWN).gain == pytest.approx(share * gain)
+        assert profile.project(SkipPolicy.parse(text, ("fp8",), GRID), GRID, OWN).gain == pytest.approx(share * gain)
 
 
 def test_a_layer_without_a_cost_costs_1(tmp_path: Path) -> None:

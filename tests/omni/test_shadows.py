@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.timeout(900), *VLLM_WARNS]
 NATIVE = SkipPolicy()
 UNGUIDED = replace(WORKLOAD, guidance=1.0)
 CASE = WORKLOAD.cases[0]
-POLICIES = (NATIVE, *(SkipPolicy.parse(text, "fp8", Grid(6, tuple(range(8)))) for text in ("0-2/1", "/")))
+POLICIES = (NATIVE, *(SkipPolicy.parse(text, ("fp8",), Grid(6, tuple(range(8)))) for text in ("0-2/1", "/")))
 
 
 @pytest.fixture(scope="module", params=[WORKLOAD, UNGUIDED], ids=["guided", "unguided"])

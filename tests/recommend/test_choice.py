@@ -274,8 +274,8 @@ def test_with_a_fit_only_what_may_be_faster_is_unsettled() -> None:
     """Of many timings that overlap, those that only luck makes faster are not worth timing again."""
     measured = [timed("0/", 0.90, 35), timed("1/", 0.905, 35), timed("2/", 0.904, 35), fitted("3/", 0.903, 35)]
     assert texts(unsettled(measured, FROM_30, 15)) == ["0/", "3/", "2/", "1/"]
-    assert texts(unsettled(measured, FROM_30, 15, Fit("2/"))) == ["0/", "2/"]  # type: ignore[arg-type]
-    assert texts(unsettled(measured, FROM_30, 15, Fit())) == ["0/"]  # type: ignore[arg-type]
+    assert texts(unsettled(measured, FROM_30, 15, {"fp8": Fit("2/")})) == ["0/", "2/"]  # type: ignore[arg-type]
+    assert texts(unsettled(measured, FROM_30, 15, {"fp8": Fit()})) == ["0/"]  # type: ignore[arg-type]
 
 
 def test_a_front_is_drawn_in_one_kind() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError, ThresholdError
 from fa_tuner.domain.measurement import Constraint, Measurement, Requirement
+from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
 from fa_tuner.domain.workload import Workload
 from fa_tuner.recommend.question import Question, recommend, recommend_from
@@ -155,19 +156,32 @@ def test_a_questions_own_requirement_goes_to_every_study() -> None:
     assert recommend(store, Question("wan", strict)).study.spec.name == "old"
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("dtype", "mxfp8"), ("steps", 7), ("height", 720), ("width", 1280), ("frames", 61)]
-)
+@pytest.mark.parametrize(("name", "value"), [("steps", 7), ("height", 720), ("width", 1280), ("frames", 61)])
 def test_what_is_asked_must_match(name: str, value: Any) -> None:
-    spec = a_study().spec
-    other = (
-        replace(spec, dtype=value) if name == "dtype" else replace(spec, workload=replace(WORK, **{name: value}))
-    )  # fmt: skip
+    other = replace(a_study().spec, workload=replace(WORK, **{name: value}))
     store = Stored([(replace(a_study(), spec=replace(other, name="other")), GOOD), (a_study("mine"), GOOD)])
-    mine: Any = getattr(spec if name == "dtype" else WORK, name)
+    mine: Any = getattr(WORK, name)
     assert recommend(store, Question("wan")).study.spec.name == "other"
     assert recommend(store, Question("wan", **{name: value})).study.spec.name == "other"
     assert recommend(store, Question("wan", **{name: mine})).study.spec.name == "mine"
+
+
+def test_a_dtype_is_asked_of_the_studies_that_have_it_and_of_their_policies() -> None:
+    native, faster = GOOD[0], replace(a_measurement("0/", 0.9, 36), policy=SkipPolicy("mxfp4"))
+    several = a_study("several", dtypes=("fp8", "mxfp4"))
+    store = Stored([(several, (native, faster, GOOD[1])), (a_study("fp8 alone"), GOOD)])
+    assert recommend(store, Question("wan")).policy == SkipPolicy("mxfp4")
+    assert recommend(store, Question("wan", dtype="mxfp4")).policy == SkipPolicy("mxfp4")
+    for held in (store, Stored(store.held[1:])):
+        assert recommend(held, Question("wan", dtype="fp8")).policy == a_policy("0/")
+    with pytest.raises(NotFoundError, match="no study matches"):
+        recommend(store, Question("wan", dtype="mxfp8"))
+
+
+def test_native_timing_noise_counts_whatever_dtype_is_asked_for() -> None:
+    noisy = replace(GOOD[0], latency=replace(GOOD[0].latency, spread=0.2))
+    with pytest.raises(NothingQualifiesError, match="beyond noise"):
+        recommend(Stored([(a_study(), (noisy, *GOOD[1:]))]), Question("wan", dtype="fp8"))
 
 
 def test_no_study_of_that_model() -> None:
