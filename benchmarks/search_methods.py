@@ -15,7 +15,8 @@ from fa_tuner.engines.replay import LatencyNoise, ReplayEngine
 from fa_tuner.evaluate.evaluator import NATIVE
 from fa_tuner.search import shadows, space
 from fa_tuner.search.acquisition import SPAN_DB, Goal
-from fa_tuner.search.rectangle import MSE, RectangleSampler
+from fa_tuner.search.measured import MSE
+from fa_tuner.search.rectangle import RectangleSampler
 from fa_tuner.search.samplers import make_sampler
 
 HEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the 25 dB box: five thresholds a landscape

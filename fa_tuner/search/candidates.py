@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles
 
@@ -62,21 +61,17 @@ def unseen(proposed: Iterable[tuple[Phase, Rectangles]], seen: Collection[bytes]
     parts = list(proposed)
     u, v = (np.concatenate([rectangles[side] for _, rectangles in parts]) for side in (0, 1))
     named = np.repeat(np.arange(len(parts)), [len(rectangles[0]) for _, rectangles in parts])
-    _, first = np.unique(_packed(u, v), return_index=True)
-    filled = np.asarray(u.any(axis=1) & v.any(axis=1))
-    first = np.sort(first[filled[first]])
-    kept = [index for index, name in zip(first.tolist(), keys(u[first], v[first]), strict=True) if name not in seen]
+    filled = np.flatnonzero(u.any(axis=1) & v.any(axis=1))
+    first = dict(zip(reversed(keys(u[filled], v[filled])), reversed(filled.tolist()), strict=True))
+    kept = sorted(index for name, index in first.items() if name not in seen)
     return [parts[part][0] for part in named[kept].tolist()], u[kept], v[kept]
 
 
 def keys(steps: Flags, layers: Flags) -> list[bytes]:
     """One name for each of the rectangles."""
-    return [row.tobytes() for row in _packed(steps, layers)]
-
-
-def _packed(u: Flags, v: Flags) -> npt.NDArray[np.void]:
-    bits = np.ascontiguousarray(np.packbits(np.concatenate([u, v], axis=1), axis=1))
-    return bits.view(np.dtype((np.void, bits.shape[1])))[:, 0]
+    bits = np.packbits(np.concatenate([steps, layers], axis=1), axis=1)
+    data, width = bits.tobytes(), bits.shape[1]
+    return [data[start : start + width] for start in range(0, len(data), width)]
 
 
 def _exchanged(flags: Flags, weights: Numbers) -> Flags:

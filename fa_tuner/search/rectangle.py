@@ -10,23 +10,21 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from threadpoolctl import ThreadpoolController
 
 from fa_tuner.search import candidates
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
 from fa_tuner.search.candidates import Phase
 from fa_tuner.search.error_model import Belief, ErrorModel, Spreads
+from fa_tuner.search.measured import Measured, Trials
 from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles, Space
 
-MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
-LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
 MOST_FITTED = 200  # measurements the models are fitted to: those nearest the front
-MOST_RATED = 600  # candidates that the models are asked about
-FITS = 2  # the second with the spreads that the first one learned
+MOST_RATED = 350  # candidates that the models are asked about
+MOST_IN_FIRST = 80  # of the first fit, from which the second takes the spreads, and begins
 ASSUMED_SPREAD = 0.5
 SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
-LEAST_SAVED = 1e-4  # of native latency, for a dtype that saves nothing
 CERTAIN = 1e-6  # deviation of ln MSE that stands for none
 NO_GAIN = 1e-6  # of the same box as NOTHING_LEFT
 LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
@@ -48,26 +46,6 @@ class Proposed:
     rectangle: Rectangle
     phase: Phase
     gain: float
-
-
-@dataclass(frozen=True)
-class _Row:
-    rows: Flags
-    layers: Flags
-    latency: float
-    log_mse: Numbers
-    feasible: bool
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Rectangles [n, rows], [n, layers] with ln MSE [prompts, n], those that save most first; and those being run."""
-
-    rows: Flags
-    layers: Flags
-    log_mse: Numbers
-    feasible: Flags
-    pending: list[Rectangle]
 
 
 class RectangleSampler(BaseSampler):
@@ -92,12 +70,11 @@ class RectangleSampler(BaseSampler):
             costs: relative cost of a layer's native attention by layer; all alike where none are given.
         """
         self._space, self._seed, self._goal, self.resumes = space, seed, goal or Goal(), resumes
-        self._steps, self._priors, self._names = space.grid.steps, priors, space.choices.keys()
+        self._steps, self._priors = space.grid.steps, priors
         weights = np.ones(len(space.grid.layers)) if costs is None else np.asarray(costs, dtype=np.float64)
         self._costs = weights / weights.mean()
-        self._savings = np.ones(len(space.dtypes))
         self._models: list[ErrorModel] = []
-        self._known: dict[int, _Row] = {}
+        self._trials = Trials(space, self._costs)
         self._otherwise = RandomSampler(seed)
         self._next: Proposed | None = None
 
@@ -122,9 +99,9 @@ class RectangleSampler(BaseSampler):
         """The next policy, which is then also what the study's next trial is given; why there is none, where no policy
         is left or none is expected to gain. `elsewhere` are rectangles that others are about to measure; those that
         `failed` are not proposed again."""
-        measured = self._measured(study)
+        measured = self._trials.read(study)
         pending = [r for r in (*measured.pending, *elsewhere) if r[0].any() and r[1].any()]
-        useless = set(candidates.keys(*self._stacked(failed)))
+        useless = set(candidates.keys(*self._space.stacked(failed)))
         found: Proposed | Settled | None = self._anchor(measured, pending, useless)
         if found is None:
             with _BLAS.limit(limits=1):  # beside another busy process threads of so small matrices only wait
@@ -133,7 +110,7 @@ class RectangleSampler(BaseSampler):
         return found
 
     def _anchor(
-        self, measured: _Measured, pending: Sequence[Rectangle], useless: set[bytes]
+        self, measured: Measured, pending: Sequence[Rectangle], useless: set[bytes]
     ) -> Proposed | Settled | None:
         """Everything quantized in each dtype, which the yardstick and the levels begin with; schedules where there is
         nothing yet to fit to; None once all that is done."""
@@ -142,14 +119,16 @@ class RectangleSampler(BaseSampler):
         if not len(measured.rows):
             wanted.append(self._schedules())
         u, v = _joined(wanted)
-        taken = useless.union(candidates.keys(measured.rows, measured.layers), candidates.keys(*self._stacked(pending)))
+        taken = useless.union(
+            candidates.keys(measured.rows, measured.layers), candidates.keys(*self._space.stacked(pending))
+        )
         left = [index for index, name in enumerate(candidates.keys(u, v)) if name not in taken]
         if left:
             return Proposed((u[left[0]], v[left[0]]), "preset", 1.0)
         return None if len(measured.rows) else "nothing left to gain"
 
-    def _best(self, measured: _Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
-        rows, layers = measured.rows, measured.layers
+    def _best(self, measured: Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
+        rows, layers, self._savings = measured.rows, measured.layers, measured.savings
         share, quality = self._share(rows, layers), aggregated(measured.log_mse, self._goal.how)
         goal = self._goal.given(quality, measured.feasible)
         near = _nearest(share, quality, MOST_FITTED)
@@ -157,7 +136,7 @@ class RectangleSampler(BaseSampler):
         front = _front(share, quality)
         seen = useless.union(candidates.keys(rows, layers))
         if pending:
-            waiting = self._stacked(pending)
+            waiting = self._space.stacked(pending)
             believed = np.array([model.mean(*waiting) for model in self._models])
             share = np.concatenate([share, self._share(*waiting)])
             quality = np.concatenate([quality, aggregated(believed, goal.how)])
@@ -193,43 +172,11 @@ class RectangleSampler(BaseSampler):
     def sensitivities(self, study: optuna.Study) -> list[tuple[Numbers, Numbers]]:
         """By prompt, the share of the squared error of each row and of each layer; empty before anything was
         measured."""
-        measured = self._measured(study)
+        measured = self._trials.read(study)
         if not len(measured.rows):
             return []
         self._fit(measured.rows, measured.layers, measured.log_mse)
         return [model.sensitivities for model in self._models]
-
-    def _measured(self, study: optuna.Study) -> _Measured:
-        pending: list[Rectangle] = []
-        rows: list[_Row] = []
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING)):
-            if trial.params.keys() != self._names:
-                continue
-            if trial.state is TrialState.RUNNING:
-                pending.append(self._space.flags_of(trial.params))
-            elif trial.user_attrs.get(MSE):
-                if trial.number not in self._known:
-                    mse = np.maximum(np.asarray(trial.user_attrs[MSE], dtype=np.float64), LEAST_MSE)
-                    feasible = all(violation <= 0 for violation in trial.constraints.values())
-                    rectangle = self._space.flags_of(trial.params)
-                    self._known[trial.number] = _Row(*rectangle, trial.values[0], np.log(mse), feasible)
-                rows.append(self._known[trial.number])
-        rows = [row for row in rows if row.rows.any() and row.layers.any()]
-        self._savings = self._savings_of(rows)
-        u, v = self._stacked([(row.rows, row.layers) for row in rows])
-        order = np.argsort(-self._share(u, v), kind="stable").tolist() if rows else []
-        return _Measured(
-            u[order], v[order], np.array([rows[i].log_mse for i in order]).T,
-            np.array([rows[i].feasible for i in order], dtype=np.bool_), pending,
-        )  # fmt: skip
-
-    def _savings_of(self, rows: Sequence[_Row]) -> Numbers:
-        """By dtype what quantizing everything saves, the largest as 1; a dtype that was not run so counts as much."""
-        saved = np.full(len(self._space.dtypes), np.nan)
-        for row in rows:
-            if len(saved) > 1 and row.layers.all() and row.rows.sum() == self._steps:
-                saved[row.rows.argmax() // self._steps] = max(1 - row.latency, LEAST_SAVED)
-        return np.nan_to_num(saved / np.nanmax(saved), nan=1.0) if np.isfinite(saved).any() else np.ones(len(saved))
 
     def _fit(self, rows: Flags, layers: Flags, log_mse: Numbers) -> None:
         """Anew each time: what a model was before would not be there in a resumed study."""
@@ -239,16 +186,18 @@ class RectangleSampler(BaseSampler):
         for prior, row in zip(priors, log_mse, strict=True):
             levelled = prior if dtypes == 1 else self._levelled(prior, rows, layers, row)
             model = ErrorModel(*self._space.size, levelled, spreads, dtypes)
-            for _ in range(FITS):
-                model.fit(rows, layers, row)
+            first = slice(None, None, -(-len(rows) // MOST_IN_FIRST))
+            model.fit(rows[first], layers[first], row[first])
+            model.fit(rows, layers, row)
             self._models.append(model)
 
     def _levelled(self, prior: Numbers, rows: Flags, layers: Flags, log_mse: Numbers) -> Numbers:
         """Cell weights of which each dtype's add up to the error of quantizing everything in it, where that was
         measured."""
         levels = np.full(len(self._space.dtypes), np.nan)
-        for index in np.flatnonzero(layers.all(axis=1) & (rows.sum(1) == self._steps)):
-            levels[rows[index].argmax() // self._steps] = log_mse[index]
+        for *rectangle, error in zip(rows, layers, log_mse, strict=True):
+            if (dtype := self._space.wholly((rectangle[0], rectangle[1]))) is not None:
+                levels[dtype] = error
         levels -= np.log(prior.reshape(len(levels), -1).sum(1))
         levels = np.where(np.isfinite(levels), levels, np.nanmean(levels) if np.isfinite(levels).any() else 0.0)
         return np.asarray(prior * np.exp(levels - levels.max()).repeat(self._steps)[:, None])
@@ -292,8 +241,7 @@ class RectangleSampler(BaseSampler):
         return np.sort(np.argpartition(-gains, MOST_RATED)[:MOST_RATED])
 
     def _share(self, rows: Flags, layers: Flags) -> Numbers:
-        """Of the cells, by what quantizing them saves."""
-        return np.asarray(rows @ self._savings.repeat(self._steps) / self._steps * (layers * self._costs).mean(1))
+        return self._trials.share(rows, layers, self._savings)
 
     def _generations(self, u: Flags, v: Flags, rows: Flags, layers: Flags) -> Numbers:
         """The share of the steps that each candidate has to run, after the longest prefix that it shares with the
@@ -311,11 +259,6 @@ class RectangleSampler(BaseSampler):
                 differs = np.column_stack([run[others] != wanted[index], np.ones(len(others), dtype=np.bool_)])
                 shared[index] = max(shared[index], int(np.argmax(differs, axis=1).max()))
         return np.asarray((count - np.minimum(shared, count - 1)) / count)
-
-    def _stacked(self, rectangles: Sequence[Rectangle]) -> Rectangles:
-        rows, layers = self._space.size
-        flags = [np.array([r[side] for r in rectangles], dtype=np.bool_) for side in (0, 1)]
-        return flags[0].reshape(-1, rows), flags[1].reshape(-1, layers)
 
     def _dtypes_run(self, rows: Flags) -> Indices:
         """By step 0 for native, else 1 for the first dtype and so on: [n, steps]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -89,6 +89,16 @@ class Space:
         rows = np.zeros((*steps.shape[:-1], len(self.dtypes), self.grid.steps), dtype=np.bool_)
         rows[..., self.dtypes.index(dtype), :] = steps
         return rows.reshape(*steps.shape[:-1], self.size[0]), layers
+
+    def stacked(self, rectangles: Sequence[Rectangle]) -> Rectangles:
+        """All of them as one, also where there is none."""
+        flags = [np.array([rectangle[side] for rectangle in rectangles], dtype=np.bool_) for side in (0, 1)]
+        return flags[0].reshape(-1, self.size[0]), flags[1].reshape(-1, self.size[1])
+
+    def wholly(self, rectangle: Rectangle) -> int | None:
+        """The dtype, by its position, in which everything is quantized; None where something is native."""
+        rows, layers = rectangle
+        return int(rows.argmax()) // self.grid.steps if layers.all() and rows.sum() == self.grid.steps else None
 
     def params_of(self, rectangle: Rectangle) -> dict[str, Any]:
         """The inverse of `flags_of`."""

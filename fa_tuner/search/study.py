@@ -21,7 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.search.acquisition import Goal
-from fa_tuner.search.rectangle import MSE, RectangleSampler, Settled
+from fa_tuner.search.measured import MSE
+from fa_tuner.search.rectangle import RectangleSampler, Settled
 from fa_tuner.search.samplers import make_sampler
 from fa_tuner.search.space import Numbers, Rectangle, Space
 

@@ -17,7 +17,8 @@ from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.landscape import Landscape
 from fa_tuner.search.error_model import ErrorModel
-from fa_tuner.search.rectangle import MSE, Proposed, RectangleSampler
+from fa_tuner.search.measured import MSE
+from fa_tuner.search.rectangle import Proposed, RectangleSampler
 from fa_tuner.search.samplers import make_sampler
 from fa_tuner.search.space import Numbers, Rectangles, Space
 

@@ -18,7 +18,8 @@ from optuna.trial import TrialState, create_trial
 from fa_tuner.domain.measurement import Constraint, Requirement
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.search.acquisition import Goal
-from fa_tuner.search.rectangle import MSE, Proposed, RectangleSampler
+from fa_tuner.search.measured import MSE
+from fa_tuner.search.rectangle import Proposed, RectangleSampler
 from fa_tuner.search.space import Space
 from fa_tuner.search.study import Proposal, Score, open_storage
 from tests.support.quick_disk import quick_folder

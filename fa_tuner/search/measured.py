@@ -1,0 +1,88 @@
+"""What a study's trials say, as the rectangle sampler reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fa_tuner.search.space import Flags, Numbers, Rectangle, Space
+
+MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
+LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
+LEAST_SAVED = 1e-4  # of native latency, for a dtype that saves nothing
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rectangles [n, rows], [n, layers] with ln MSE [prompts, n], those that save most first; and those being run.
+    `savings` are by dtype what quantizing everything saves, the largest as 1; a dtype that was not run so counts as
+    much."""
+
+    rows: Flags
+    layers: Flags
+    log_mse: Numbers
+    feasible: Flags
+    pending: list[Rectangle]
+    savings: Numbers
+
+
+@dataclass(frozen=True)
+class _Row:
+    rectangle: Rectangle
+    latency: float
+    log_mse: Numbers
+    feasible: bool
+
+
+class Trials:
+    """Reads a study again and again; trials that have ended are kept, for reading them takes longest."""
+
+    def __init__(self, space: Space, costs: Numbers) -> None:
+        """`costs` are relative costs of the layers, 1 in the mean."""
+        self._space, self._costs, self._names = space, costs, space.choices.keys()
+        self._known: dict[int, _Row | None] = {}
+
+    def read(self, study: optuna.Study) -> Measured:
+        pending: list[Rectangle] = []
+        rows: list[_Row] = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING)):
+            if trial.state is TrialState.RUNNING:
+                pending += [self._space.flags_of(trial.params)] if trial.params.keys() == self._names else []
+                continue
+            if trial.number not in self._known:
+                self._known[trial.number] = self._row_of(trial)
+            if (row := self._known[trial.number]) is not None:
+                rows.append(row)
+        savings = self._savings_of(rows)
+        u, v = self._space.stacked([row.rectangle for row in rows])
+        order = np.argsort(-self.share(u, v, savings), kind="stable").tolist()
+        return Measured(
+            u[order], v[order], np.array([rows[i].log_mse for i in order]).T,
+            np.array([rows[i].feasible for i in order], dtype=np.bool_), pending, savings,
+        )  # fmt: skip
+
+    def share(self, rows: Flags, layers: Flags, savings: Numbers) -> Numbers:
+        """Of the cells, by what quantizing them saves: [n]."""
+        steps = self._space.grid.steps
+        return np.asarray(rows @ savings.repeat(steps) / steps * (layers * self._costs).mean(1))
+
+    def _row_of(self, trial: FrozenTrial) -> _Row | None:
+        """None where it is of no use: one of other parameters, without its errors, or the native policy."""
+        if trial.params.keys() != self._names or not trial.user_attrs.get(MSE):
+            return None
+        rectangle = self._space.flags_of(trial.params)
+        mse = np.maximum(np.asarray(trial.user_attrs[MSE], dtype=np.float64), LEAST_MSE)
+        feasible = all(violation <= 0 for violation in trial.constraints.values())
+        filled = all(side.any() for side in rectangle)
+        return _Row(rectangle, trial.values[0], np.log(mse), feasible) if filled else None
+
+    def _savings_of(self, rows: Sequence[_Row]) -> Numbers:
+        saved = np.full(len(self._space.dtypes), np.nan)
+        for row in rows if len(saved) > 1 else ():
+            if (dtype := self._space.wholly(row.rectangle)) is not None:
+                saved[dtype] = max(1 - row.latency, LEAST_SAVED)
+        return np.nan_to_num(saved / np.nanmax(saved), nan=1.0) if np.isfinite(saved).any() else np.ones(len(saved))
