@@ -10,7 +10,7 @@ import pytest
 from fa_tuner.search.acquisition import DB
 from fa_tuner.search.candidates import Rectangles
 from fa_tuner.search.error_model import ErrorModel
-from fa_tuner.search.rectangle import LEAST_MSE
+from fa_tuner.search.measured import LEAST_MSE
 from fa_tuner.search.space import Numbers
 
 STEPS, LAYERS = 5, 7
