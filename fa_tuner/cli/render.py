@@ -11,7 +11,7 @@ from rich.table import Table
 from fa_tuner.domain.measurement import IDENTICAL_DB
 from fa_tuner.planning import HELD_OUT, POLICIES, TIMED_AGAIN
 from fa_tuner.recommend.choice import Candidate, candidates, ranked
-from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document
+from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document, shadow_agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -74,6 +74,7 @@ def _heading(study: Study, evaluations: list[Evaluation]) -> str:
             f"operator {spec.environment['operator']}",
             f"latency    {_source(study)}; relative to native",
             *_fit(study, evaluations),
+            *_shadows(study, evaluations),
             f"asked for  {spec.requirement}; noise floor: {floor}",
             f"measured   {measured} quantized policies"
             + (f", {failed} failed" if failed else "")
@@ -88,6 +89,24 @@ def _fit(study: Study, evaluations: list[Evaluation]) -> Iterator[str]:
         predicted = sum(c.fitted and c.policy.dtype == fit.dtype for c in candidates(evaluations))
         held = f"holds, {predicted} policies have theirs from it" if fit.holds else f"does not hold: {fit.doubt}"
         yield f"fit        latency{f' of {fit.dtype}' if len(study.spec.dtypes) > 1 else ''} {fit}; {held}"
+
+
+def _shadows(study: Study, evaluations: list[Evaluation]) -> Iterator[str]:
+    """How far the shadow probes were right, by prompt where they differ."""
+    agreed = shadow_agreement(study, evaluations)
+    if agreed:
+        correlations, spreads = ([row[name] for row in agreed] for name in ("rank_correlation", "spread_db"))
+        policies = agreed[0]["policies"]
+        yield (
+            f"shadows    foretell the order of the {policies} policies with rank correlation "
+            f"{_range(correlations, '.2f')}, their PSNR within {_range(spreads, '.1f')} dB, by prompt"
+        )
+
+
+def _range(values: list[float], form: str) -> str:
+    """One figure where they are alike."""
+    ends = [format(end, form) for end in (min(values), max(values))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
 def _cost(study: Study, evaluations: list[Evaluation]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from fa_tuner.domain.measurement import Aggregate, CaseQuality, Measurement, aggregate
@@ -70,7 +69,7 @@ def evaluation_document(evaluation: Evaluation, study: Study) -> dict[str, Any]:
     return {**document, **measurement_document(evaluation.measurement, how)}
 
 
-def study_document(study: Study, evaluated: int, fits: Iterable[LatencyFit] = ()) -> dict[str, Any]:
+def study_document(study: Study, evaluated: int) -> dict[str, Any]:
     """`evaluated` counts the policies measured, the native one not among them."""
     spec = study.spec
     document: dict[str, Any] = {
@@ -83,8 +82,6 @@ def study_document(study: Study, evaluated: int, fits: Iterable[LatencyFit] = ()
     }  # fmt: skip
     if spec.latency_profile is not None:
         document["latency_profile"] = spec.latency_profile
-    if found := [fit_document(fit) for fit in fits]:
-        document["latency_fits"] = found
     if study.baseline is not None:
         document["noise_floor_db"] = study.baseline.noise_floor_db
     return document
@@ -104,6 +101,38 @@ def fit_document(fit: LatencyFit) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def shadow_agreement(study: Study, evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """By prompt how well the shadow probes beside the baseline foretell what was measured, in dB and rank correlation;
+    empty where there were none, or too little was measured."""
+    from fa_tuner.evaluate.evaluator import shadow_answers
+    from fa_tuner.search.shadows import agreement
+    from fa_tuner.search.space import Space
+
+    measured = [e.measurement for e in evaluations if e.measurement is not None]
+    native = next((m for m in measured if m.policy.is_native), None)
+    if native is None or not native.detail.get("shadows"):
+        return []
+    space, quantized = Space(study.spec.grid, study.spec.dtypes), [m for m in measured if not m.policy.is_native]
+    policies, found = [m.policy for m in quantized], []
+    for index, answers in enumerate(shadow_answers(native)):
+        case = native.cases[index].case
+        made = agreement(answers, space, policies, [m.cases[index].metrics["mse"] for m in quantized])
+        if made is not None:
+            found.append({"prompt": case.prompt, "seed": case.seed, **made._asdict()})
+    return found
+
+
+def search_document(study: Study, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """What the search cost, and how far its predictions of latency and of quality were right, where it made any."""
+    known = [e.measurement for e in evaluations if e.measurement is not None]
+    document: dict[str, Any] = {"generation_equivalents": sum(m.generations(study.spec.grid.steps) for m in known)}
+    if fits := fits_of(study, evaluations):
+        document["latency_fits"] = [fit_document(fit) for fit in fits]
+    if agreed := shadow_agreement(study, evaluations):
+        document["shadow_agreement"] = agreed
+    return document
+
+
 def front_of(study: Study, evaluations: list[Evaluation]) -> list[Candidate]:
     """The Pareto front, fastest first: of one kind of latency, so without those that are only fitted."""
     return pareto_front(candidates(evaluations), study.spec.requirement.aggregate)
@@ -114,9 +143,7 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     wanted = study.spec.requirement
     order = ranked(candidates(evaluations), wanted)
     evaluated = sum(not e.policy.is_native for e in evaluations)
-    document = study_document(study, evaluated, fits_of(study, evaluations))
-    known = [e.measurement for e in evaluations if e.measurement is not None]
-    document["generation_equivalents"] = sum(m.generations(study.spec.grid.steps) for m in known)
+    document = study_document(study, evaluated) | search_document(study, evaluations)
     document["front"] = [
         {**evaluation_document(c.evaluation, study), "feasible": wanted.met_by(c.measurement.cases)}
         for c in front_of(study, evaluations)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from fa_tuner.domain.policy import Grid
+from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.base import Shadow
 from fa_tuner.search.space import Numbers, Space
 
 SINGLED_STEPS = 2  # steps at which each layer is asked for alone
+LEAST_COMPARED = 5  # policies: fewer may be in the right order by chance
 
 
 def worth_asking(space: Space) -> tuple[Shadow, ...]:
@@ -34,6 +36,45 @@ def cell_weights(answers: Mapping[Shadow, float], space: Space) -> Numbers | Non
     by_dtype = [_weights_of(answers, space.grid, dtype) for dtype in space.dtypes]
     known = [weights for weights in by_dtype if weights is not None]
     return np.concatenate(known) if len(known) == len(by_dtype) else None
+
+
+class Agreement(NamedTuple):
+    """How well the shadow probes foretell what was measured: the `rank_correlation` (Spearman) of predicted and
+    measured squared errors over so many `policies`, and how far these miss each other in dB, root mean square, beside a
+    common level."""
+
+    policies: int
+    rank_correlation: float
+    spread_db: float
+
+
+def agreement(
+    answers: Mapping[Shadow, float], space: Space, policies: Sequence[SkipPolicy], mse: Sequence[float]
+) -> Agreement | None:
+    """Of one prompt, over quantized policies with their mean squared errors. None where answers are missing, or
+    policies of `LEAST_COMPARED` different errors.
+
+    No step's growth is known to the probes, so this is what they say before anything was measured; the error model
+    bends them towards the measurements.
+    """
+    weights = cell_weights(answers, space)
+    different = [(policy, error) for policy, error in zip(policies, mse, strict=True) if error > 0]
+    if weights is None or len({error for _, error in different}) < LEAST_COMPARED:
+        return None
+    rows, layers = (side.astype(np.float64) for side in space.stacked([space.to_rectangle(p) for p, _ in different]))
+    predicted = np.log(np.einsum("ni,ij,nj->n", rows, weights, layers))
+    measured = np.log([error for _, error in different])
+    missed = predicted - measured
+    return Agreement(
+        len(different),
+        float(np.corrcoef(_ranks(predicted), _ranks(measured))[0, 1]),
+        float(10 / math.log(10) * np.std(missed)),
+    )
+
+
+def _ranks(values: Numbers) -> Numbers:
+    """Of equal ones the mean."""
+    return np.asarray([(np.sum(values < value) + np.sum(values <= value)) / 2 for value in values])
 
 
 def _weights_of(answers: Mapping[Shadow, float], grid: Grid, dtype: str) -> Numbers | None:

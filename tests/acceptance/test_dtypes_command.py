@@ -79,3 +79,17 @@ def test_a_dtype_that_nothing_is_known_of(both: Callable[..., Result], fa_tune: 
     both(dtype="fp8,mxfp8").refused(2, "cannot run mxfp8; it has fp8, mxfp4")
     both("--device-profile", "ascend-pr2640").refused(2, "no figure for mxfp4")
     fa_tune("show", "s").refused(3)
+
+
+def test_how_far_the_shadow_probes_were_right_is_said(fa_tune: FaTune, tmp_path: Path) -> None:
+    made = synthetic_landscape(5, 4, prompts=2, seed=2, psnr_db={"fp8": 33.0}, shadow_noise=0.1, disagreement=0.1)
+    made.write(tmp_path / "landscape.json")
+    arguments = ("--engine", "replay", "--model", "landscape.json", "--study", "s", "--trials", "12")
+    fa_tune("run", *arguments[:-3], "tpe", "--sampler", "tpe", "--trials", "8").succeeded()
+    assert "shadow_agreement" not in fa_tune("show", "tpe", "--json").document, "none were asked for"
+    rows = fa_tune("run", *arguments, "--json").succeeded().document["shadow_agreement"]
+    assert [row["prompt"] for row in rows] == list(made.workload.prompts)
+    assert all(row["policies"] == 12 and row["rank_correlation"] > 0.9 and row["spread_db"] < 2 for row in rows)
+    assert fa_tune("show", "s", "--json").document["shadow_agreement"] == rows
+    (line,) = [line for line in fa_tune("show", "s").out.splitlines() if line.startswith("shadows ")]
+    assert "12 policies" in line and "dB" in line
