@@ -21,6 +21,7 @@ from fa_tuner.engines.vllm_omni.engine import VllmOmniEngine
 from fa_tuner.evaluate.coverage import prove
 from fa_tuner.evaluate.quality import compare
 from fa_tuner.search.shadows import worth_asking
+from fa_tuner.search.space import Space
 from tests.support.installed import Installed
 from tests.support.tiny_wan import make_tiny_wan
 
@@ -90,7 +91,7 @@ def assert_resumed_is_bit_equal_to_full(engine: VllmOmniEngine) -> None:
 
 
 def assert_shadows_change_nothing(engine: VllmOmniEngine) -> None:
-    case, asked = engine._workload.cases[0], worth_asking(engine.describe().grid, "fp8")
+    case, asked = engine._workload.cases[0], worth_asking(Space(engine.describe().grid, ("fp8",)))
     for policy in (SkipPolicy(), SkipPolicy("fp8")):
         alone, beside = engine.generate(policy, case), engine.generate(policy, case, "none", asked)
         prove(engine.describe(), policy, beside)

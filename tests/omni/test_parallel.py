@@ -16,12 +16,13 @@ import torch.multiprocessing as mp
 from fa_tuner.domain.policy import Grid
 from fa_tuner.engines.base import Shadow
 from fa_tuner.search.shadows import worth_asking
+from fa_tuner.search.space import Space
 
 from .conftest import DEMO, VLLM_WARNS, WORKLOAD
 
 pytestmark = [pytest.mark.timeout(300), *VLLM_WARNS]
 GRID = Grid(WORKLOAD.steps, tuple(range(8)))
-SHADOWS = worth_asking(GRID, "fp8")
+SHADOWS = worth_asking(Space(GRID, ("fp8",)))
 POLICY = ("fp8", "0-2", "1")
 
 

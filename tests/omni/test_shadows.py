@@ -17,6 +17,7 @@ from fa_tuner.engines.diffusers import DiffusersEngine
 from fa_tuner.engines.vllm_omni.engine import VllmOmniEngine
 from fa_tuner.evaluate.coverage import prove
 from fa_tuner.search.shadows import cell_weights, worth_asking
+from fa_tuner.search.space import Space
 
 from .conftest import OPTIONS, VLLM_WARNS, WORKLOAD, use_scheduler_of_vllm_omni
 
@@ -55,7 +56,7 @@ def test_both_engines_answer_alike(engine: VllmOmniEngine, workload: Workload, d
     """At every step, those of the second transformer, too. Engine diffusers' own answers move by up to 15 % where the
     initial latents are multiplied by 1 + 1e-6, since values at the edge of two codes fall to either side."""
     grid = engine.describe().grid
-    asked = list(worth_asking(grid, dtype))
+    asked = list(worth_asking(Space(grid, (dtype,))))
     ours = engine.generate(NATIVE, CASE, "none", asked).shadows
     theirs = answers_of_diffusers(workload, asked)
     assert set(ours) == set(theirs) == set(asked)
@@ -63,7 +64,7 @@ def test_both_engines_answer_alike(engine: VllmOmniEngine, workload: Workload, d
     print(f"{dtype}: {ratios.min():.3f} to {ratios.max():.3f}, median {np.median(ratios):.4f}")
     assert np.median(ratios) == pytest.approx(1, abs=0.02) and np.abs(np.log(ratios)).max() < 0.4
     assert max(ours.values()) > 3 * min(ours.values()), "nothing to be told apart"
-    weights = [cell_weights(answers, grid, dtype) for answers in (ours, theirs)]
+    weights = [cell_weights(answers, Space(grid, (dtype,))) for answers in (ours, theirs)]
     assert weights[0] is not None and weights[1] is not None
     assert spearmanr(weights[0].ravel(), weights[1].ravel()).statistic > 0.95
 
@@ -71,7 +72,7 @@ def test_both_engines_answer_alike(engine: VllmOmniEngine, workload: Workload, d
 def test_a_run_is_what_it_is_without(engine: VllmOmniEngine) -> None:
     description = engine.describe()
     assert description.shadows
-    asked = worth_asking(description.grid, "fp8")
+    asked = worth_asking(Space(description.grid, ("fp8",)))
     before = {policy: engine.generate(policy, CASE) for policy in POLICIES}
     for policy, alone in before.items():  # each after one with shadows, and the native one first
         beside = engine.generate(policy, CASE, "none", asked)
@@ -88,7 +89,7 @@ def test_a_run_is_what_it_is_without(engine: VllmOmniEngine) -> None:
 def test_prefixes_go_on_with_shadows_beside_them(engine: VllmOmniEngine) -> None:
     """What a native run with shadows kept is what a policy goes on from; it answers for the steps that it runs."""
     grid, late = engine.describe().grid, POLICIES[1]
-    asked = worth_asking(grid, "fp8")
+    asked = worth_asking(Space(grid, ("fp8",)))
     whole = engine.generate(late, CASE, "none", asked)
     other = WORKLOAD.cases[1]
     engine.generate(NATIVE, other, "keep", asked)
@@ -104,6 +105,6 @@ def test_one_that_ran_native_has_no_answer(monkeypatch: pytest.MonkeyPatch, one_
     """It would be 0. The run itself is native, and as it should be."""
     monkeypatch.setenv("FA_TUNE_EMULATE_NPU_FAULTS", "ignores-dtype")
     with closing(VllmOmniEngine.open(one_case, OPTIONS)) as broken:
-        generation = broken.generate(NATIVE, CASE, "none", worth_asking(broken.describe().grid, "fp8"))
+        generation = broken.generate(NATIVE, CASE, "none", worth_asking(Space(broken.describe().grid, ("fp8",))))
         prove(broken.describe(), NATIVE, generation)
         assert generation.shadows == {} and generation.doubts == ()
