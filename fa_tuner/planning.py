@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fa_tuner.search.space import Space
 
 POLICIES_AN_INDEX = 2  # what that many find is in docs/benchmarks.md
-MOST_TIMED_AGAIN = 12  # finalists, of one process, where latency is measured
+MOST_TIMED_AGAIN = 12  # of one process, where latency is measured: finalists, and as many for the front
 SHADOWS = "shadow probes"
 POLICIES = "policies, at most"
 TIMED_AGAIN = "finalists timed again, at most"
@@ -122,7 +122,8 @@ def plan(request: TuneRequest) -> Plan:
         policies = min(target, int(request.budget_seconds / (per_policy * timed.end_to_end_seconds)) + 1)
     first = min(len(first_policies), policies)
     asked = shadows_beside_baseline(request, description)
-    again = 2 * cases * finalist_repeats(request.repeats) * min(MOST_TIMED_AGAIN, policies)
+    of_each = min(MOST_TIMED_AGAIN, policies)
+    again = 2 * cases * of_each * (finalist_repeats(request.repeats) + request.repeats)
     return Plan(
         description,
         policies,

@@ -122,10 +122,10 @@ class RunSettings(EngineSettings):
     sampler: str = Field("rectangle", description="rectangle, tpe, nsga2, random or brute-force")
     sampler_seed: int = Field(0, ge=0, lt=2**31, description="of the sampler")
     trials: int | None = Field(
-        None, ge=1, description="most policies to measure; default 2 x (steps + layers) without a budget"
+        None, ge=1, description="most policies to measure; default 2 x (steps x dtypes + layers) without a budget"
     )
     budget: str | None = Field(None, description="time to search, such as 30m or 1h30m")
-    tries: list[str] = Field(default_factory=list, description='own policies, "STEPS/LAYERS"')
+    tries: list[str] = Field(default_factory=list, description='own policies, "STEPS/LAYERS" or "DTYPE:STEPS/LAYERS"')
     device_profile: str | None = Field(None, description="project latency from this profile (name or file)")
     repeats: int = Field(3, ge=3, le=100, description="timed repeats where latency is measured")
     time_every_policy: bool = Field(False, description="fit no latency where it can be measured")

@@ -332,3 +332,10 @@ def test_a_study_may_be_gone_on_with_either_way(tuned: Tuned) -> None:
     second = tuned(observer=told, trials=14, time_every_policy=True)
     assert "fitted" in sources(first).values() and set(told.sources) == {"measured"}
     assert [e.policy for e in second[1][: len(first[1])]] == [e.policy for e in first[1]]
+
+
+def test_an_own_policy_that_was_fitted_before_is_timed(tuned: Tuned) -> None:
+    before = sources(tuned(tries=OWN, trials=14))
+    fitted = next(key for key, source in before.items() if source == "fitted")
+    after = sources(tuned(tries=[*OWN, fitted], trials=14))
+    assert after[fitted] == "measured" and after.keys() == before.keys()

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from .options import AggregateBy, Constraints, Json, MinPsnr, OutFile, Quality, Storage, StudyName, asked, stored
+from .options import (
+    AggregateBy,
+    Constraints,
+    Dtype,
+    Json,
+    MinPsnr,
+    OutFile,
+    Quality,
+    Storage,
+    StudyName,
+    asked,
+    one_of,
+    stored,
+)
 
 
 def export(
@@ -31,6 +44,7 @@ def export(
     validate: Annotated[
         bool, typer.Option("--validate", help="Have the installed vllm-omni read it, before it is written.")
     ] = False,
+    dtype: Dtype = None,
     storage: Storage = None,
     json_: Json = False,
 ) -> None:
@@ -51,7 +65,7 @@ def export(
     writer, reader, found = exporter(format_), Target(format_, release), None
     with stored(storage) as store:
         recommendation = recommend_from(
-            store.study(study), store.evaluations(study), asked(min_psnr, quality, constraint, aggregate)
+            store.study(study), store.evaluations(study), asked(min_psnr, quality, constraint, aggregate), one_of(dtype)
         )
     if into is not None:
         text = merge_into(read_text(into, "deploy configuration"), recommendation, stage_id, str(into), release)

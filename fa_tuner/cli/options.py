@@ -29,6 +29,7 @@ AggregateBy = Annotated[
     str | None,
     typer.Option("--aggregate", help="worst (default), mean, or a quantile such as p10.", show_default=False),
 ]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Only policies of this dtype.", show_default=False)]
 OutFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 
 
@@ -50,6 +51,20 @@ def asked(
     if min_psnr is not None and not 0 <= min_psnr <= 100:
         raise UsageError(f"--min-psnr {min_psnr:g} lies outside 0 to 100 dB")
     return asked_for(min_psnr, quality, constraints or [], aggregate)
+
+
+def one_of(dtype: str | None) -> str | None:
+    """A dtype that is asked for.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    from fa_tuner.domain.errors import UsageError
+    from fa_tuner.domain.policy import DTYPES
+
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype[:40]!r} is unknown; choose one of {', '.join(DTYPES)}")
+    return dtype
 
 
 @contextmanager

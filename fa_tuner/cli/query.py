@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AggregateBy, Constraints, Json, MinPsnr, Quality, Storage, StudyName, asked, stored
+from .options import AggregateBy, Constraints, Dtype, Json, MinPsnr, Quality, Storage, StudyName, asked, one_of, stored
 
 
 def studies(
@@ -63,7 +63,7 @@ def recommend(
     quality: Quality = None,
     constraint: Constraints = None,
     aggregate: AggregateBy = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", show_default=False)] = None,
+    dtype: Dtype = None,
     steps: Annotated[int | None, typer.Option("--steps", show_default=False)] = None,
     height: Annotated[int | None, typer.Option("--height", show_default=False)] = None,
     width: Annotated[int | None, typer.Option("--width", show_default=False)] = None,
@@ -79,9 +79,8 @@ def recommend(
 
     from .render import print_json, render_recommendation
 
-    question = Question(
-        model_identity(model), asked(min_psnr, quality, constraint, aggregate), dtype, steps, height, width, frames
-    )
+    wanted = asked(min_psnr, quality, constraint, aggregate)
+    question = Question(model_identity(model), wanted, one_of(dtype), steps, height, width, frames)
     with stored(storage) as store:
         answered = answer(store, question)
     if json_:

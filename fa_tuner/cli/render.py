@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fa_tuner.domain.measurement import IDENTICAL_DB
 from fa_tuner.planning import HELD_OUT, POLICIES, TIMED_AGAIN
-from fa_tuner.recommend.choice import Candidate, candidates, ranked
+from fa_tuner.recommend.choice import Candidate, candidates, missing, ranked
 from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document, shadow_agreement
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def render_result(study: Study, evaluations: list[Evaluation]) -> None:
     chosen = order[0] if order else None
     out.print(_heading(study, evaluations))
     out.print(_table(study, "Pareto front", front, chosen))
+    if untimed := len(missing(candidates(evaluations), study.spec.requirement.aggregate)):
+        out.print(f"{untimed} more may belong on it by their fitted latency; the same command times the best of them")
     own = [c for c in candidates(evaluations) if c.evaluation.origin == "try"]
     if own:
         out.print(_table(study, "your own policies (--try)", own, chosen))
@@ -87,6 +89,8 @@ def _fit(study: Study, evaluations: list[Evaluation]) -> Iterator[str]:
     """How latency is fitted, where it is, and how well."""
     for fit in fits_of(study, evaluations):
         predicted = sum(c.fitted and c.policy.dtype == fit.dtype for c in candidates(evaluations))
+        if fit.holds and not predicted:  # every policy was timed
+            continue
         held = f"holds, {predicted} policies have theirs from it" if fit.holds else f"does not hold: {fit.doubt}"
         yield f"fit        latency{f' of {fit.dtype}' if len(study.spec.dtypes) > 1 else ''} {fit}; {held}"
 

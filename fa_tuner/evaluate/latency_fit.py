@@ -180,9 +180,11 @@ def _standard_errors(timings: Sequence[Latency]) -> list[float]:
     return [max(error, usual if repeats < ROBUST_FROM else 0.0, LEAST_ERROR) for error, repeats in stated]
 
 
-def due_for_timing(evaluations: Iterable[Evaluation]) -> bool:
-    """Whether the next policy is the one of `CHECK_EVERY` that is timed though the fit holds."""
+def due_for_timing(evaluations: Iterable[Evaluation], dtype: str) -> bool:
+    """Whether the next policy of `dtype` is the one of `CHECK_EVERY` that is timed though its fit holds."""
     sources = [
-        e.measurement.latency.source for e in sorted(evaluations, key=lambda e: -e.number) if e.measurement is not None
+        e.measurement.latency.source
+        for e in sorted(evaluations, key=lambda e: -e.number)
+        if e.measurement is not None and e.policy.dtype == dtype
     ]
     return len(list(takewhile(lambda source: source == "fitted", sources))) >= CHECK_EVERY - 1

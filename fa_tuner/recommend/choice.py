@@ -178,9 +178,10 @@ def _nearest_message(measured: Sequence[Candidate], requirement: Requirement) ->
         )  # fmt: skip
 
     nearest = min(quantized, key=miss)
+    fitted = " (fitted)" if nearest.fitted else ""
     held_out = " but failed on the held-out prompts" if miss(nearest) <= 0 else ""
     return (
         f"none of the {len(quantized)} quantized policies measured meets {requirement}; the nearest is "
         f"{nearest.policy} with {nearest.measurement.psnr_db(requirement.aggregate):.2f} dB and a gain of "
-        f"{nearest.measurement.latency.gain:.1%}{held_out}. Lower the threshold or raise --trials"
+        f"{nearest.measurement.latency.gain:.1%}{fitted}{held_out}. Lower the threshold or raise --trials"
     )

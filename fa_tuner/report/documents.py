@@ -8,7 +8,7 @@ from fa_tuner.domain.measurement import Aggregate, CaseQuality, Measurement, agg
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
 from fa_tuner.evaluate.latency_fit import LatencyFit, fit_latencies
-from fa_tuner.recommend.choice import Candidate, candidates, pareto_front, ranked
+from fa_tuner.recommend.choice import Candidate, candidates, missing, pareto_front, ranked
 
 
 def policy_document(policy: SkipPolicy, grid: Grid) -> dict[str, Any]:
@@ -123,13 +123,16 @@ def shadow_agreement(study: Study, evaluations: list[Evaluation]) -> list[dict[s
 
 
 def search_document(study: Study, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """What the search cost, and how far its predictions of latency and of quality were right, where it made any."""
+    """What the search cost, how far its predictions of latency and of quality were right, where it made any, and how
+    many policies belong on the front by a fitted latency, and were not timed yet."""
     known = [e.measurement for e in evaluations if e.measurement is not None]
     document: dict[str, Any] = {"generation_equivalents": sum(m.generations(study.spec.grid.steps) for m in known)}
     if fits := fits_of(study, evaluations):
         document["latency_fits"] = [fit_document(fit) for fit in fits]
     if agreed := shadow_agreement(study, evaluations):
         document["shadow_agreement"] = agreed
+    if untimed := len(missing(candidates(evaluations), study.spec.requirement.aggregate)):
+        document["front_untimed"] = untimed
     return document
 
 

@@ -13,14 +13,16 @@ from fa_tuner.search.space import Flags, Numbers, Rectangle, Space
 
 MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
 LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
-LEAST_SAVED = 1e-4  # of native latency, for a dtype that saves nothing
+LEAST_SAVED = 1e-4  # of what the best dtype saves, for one that saves nothing
+DOUBTED_SAVING = 0.25  # of the same, until so many policies of a dtype were measured that noise is no reason:
+FEW = 4
 
 
 @dataclass(frozen=True)
 class Measured:
     """Rectangles [n, rows], [n, layers] with ln MSE [prompts, n], those that save most first; and those being run.
-    `savings` are by dtype what quantizing everything saves, the largest as 1; a dtype that was not run so counts as
-    much."""
+    `savings` are by dtype what quantizing everything saves, the largest as 1; a dtype of which nothing was measured
+    counts as much."""
 
     rows: Flags
     layers: Flags
@@ -81,8 +83,20 @@ class Trials:
         return _Row(rectangle, trial.values[0], np.log(mse), feasible) if filled else None
 
     def _savings_of(self, rows: Sequence[_Row]) -> Numbers:
-        saved = np.full(len(self._space.dtypes), np.nan)
-        for row in rows if len(saved) > 1 else ():
-            if (dtype := self._space.wholly(row.rectangle)) is not None:
-                saved[dtype] = max(1 - row.latency, LEAST_SAVED)
-        return np.nan_to_num(saved / np.nanmax(saved), nan=1.0) if np.isfinite(saved).any() else np.ones(len(saved))
+        """From all measured policies of a dtype what a cell saves, the median weighed by their cells: one timing that
+        went wrong must not decide on a dtype."""
+        dtypes = len(self._space.dtypes)
+        if dtypes == 1 or not rows:
+            return np.ones(dtypes)
+        u, v = self._space.stacked([row.rectangle for row in rows])
+        share, saved = self.share(u, v, np.ones(dtypes)), 1 - np.array([row.latency for row in rows])
+        of, slopes, least = u.argmax(axis=1) // self._space.grid.steps, np.full(dtypes, np.nan), np.full(dtypes, 1.0)
+        for dtype in np.unique(of).tolist():
+            mine = np.flatnonzero(of == dtype)
+            mine = mine[np.argsort(saved[mine] / share[mine])]
+            weights = np.cumsum(share[mine])
+            middle = mine[np.searchsorted(weights, weights[-1] / 2)]
+            slopes[dtype] = saved[middle] / share[middle]
+            least[dtype] = DOUBTED_SAVING if len(mine) < FEW else LEAST_SAVED
+        best = max(float(np.nanmax(slopes)), LEAST_SAVED)
+        return np.asarray(np.fmax(slopes / best, least))

@@ -31,6 +31,7 @@ LEARNING = 1.0  # the worth of narrowing what is believed of promising candidate
 PROMISING = 40
 DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
 NOTHING_LEFT = 1e-4  # of the box that the front is measured in
+MOST_FAILED = 2  # policies of a dtype of which none was measured, before it is left out
 LEAST_MEASURED = 6  # before the models are believed that nothing is left
 _BLAS = ThreadpoolController().select(user_api="blas")
 
@@ -101,31 +102,34 @@ class RectangleSampler(BaseSampler):
         `failed` are not proposed again."""
         measured = self._trials.read(study)
         pending = [r for r in (*measured.pending, *elsewhere) if r[0].any() and r[1].any()]
-        useless = set(candidates.keys(*self._space.stacked(failed)))
-        found: Proposed | Settled | None = self._anchor(measured, pending, useless)
+        useless = self._space.stacked(failed)
+        found: Proposed | Settled | None = self._anchor(measured, self._space.stacked(pending), useless)
         if found is None:
             with _BLAS.limit(limits=1):  # beside another busy process threads of so small matrices only wait
-                found = self._best(measured, pending, useless)
+                found = self._best(measured, pending, set(candidates.keys(*useless)))
         self._next = None if isinstance(found, str) else found
         return found
 
-    def _anchor(
-        self, measured: Measured, pending: Sequence[Rectangle], useless: set[bytes]
-    ) -> Proposed | Settled | None:
-        """Everything quantized in each dtype, which the yardstick and the levels begin with; schedules where there is
-        nothing yet to fit to; None once all that is done."""
+    def _anchor(self, measured: Measured, pending: Rectangles, useless: Rectangles) -> Proposed | Settled | None:
+        """Everything quantized in each dtype, which the yardstick and the levels begin with; a schedule of a dtype of
+        which nothing is there to fit to; None once all that is done, or a dtype failed `MOST_FAILED` times."""
         everything = np.ones((1, self._steps), bool), np.ones((1, len(self._costs)), bool)
+        known = (measured.rows, measured.layers), pending, useless
         wanted = [self._space.of(dtype, *everything) for dtype in self._space.dtypes]
-        if not len(measured.rows):
-            wanted.append(self._schedules())
+        for index, dtype in enumerate(self._space.dtypes):
+            begun, failures = (int(np.sum(self._of(rows) == index)) for rows in (_joined(known[:2])[0], useless[0]))
+            if not begun and (failures < MOST_FAILED or not len(measured.rows)):
+                wanted.append(self._space.of(dtype, *candidates.schedules(self._steps, len(self._costs))))
+        taken = set().union(*(candidates.keys(*those) for those in known))
         u, v = _joined(wanted)
-        taken = useless.union(
-            candidates.keys(measured.rows, measured.layers), candidates.keys(*self._space.stacked(pending))
-        )
         left = [index for index, name in enumerate(candidates.keys(u, v)) if name not in taken]
         if left:
             return Proposed((u[left[0]], v[left[0]]), "preset", 1.0)
         return None if len(measured.rows) else "nothing left to gain"
+
+    def _of(self, rows: Flags) -> Indices:
+        """The dtype of each rectangle, by its position."""
+        return np.asarray(rows.argmax(axis=1) // self._steps)
 
     def _best(self, measured: Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
         rows, layers, self._savings = measured.rows, measured.layers, measured.savings
@@ -192,13 +196,11 @@ class RectangleSampler(BaseSampler):
             self._models.append(model)
 
     def _levelled(self, prior: Numbers, rows: Flags, layers: Flags, log_mse: Numbers) -> Numbers:
-        """Cell weights of which each dtype's add up to the error of quantizing everything in it, where that was
-        measured."""
+        """Cell weights that add up to the error of the largest rectangle that was measured in each dtype."""
         levels = np.full(len(self._space.dtypes), np.nan)
-        for *rectangle, error in zip(rows, layers, log_mse, strict=True):
-            if (dtype := self._space.wholly((rectangle[0], rectangle[1]))) is not None:
-                levels[dtype] = error
-        levels -= np.log(prior.reshape(len(levels), -1).sum(1))
+        expected = np.log(np.einsum("ni,ij,nj->n", rows.astype(np.float64), prior, layers.astype(np.float64)))
+        for of, level in zip(self._of(rows), log_mse - expected, strict=True):
+            levels[of] = level if np.isnan(levels[of]) else levels[of]  # the largest come first
         levels = np.where(np.isfinite(levels), levels, np.nanmean(levels) if np.isfinite(levels).any() else 0.0)
         return np.asarray(prior * np.exp(levels - levels.max()).repeat(self._steps)[:, None])
 
@@ -206,27 +208,25 @@ class RectangleSampler(BaseSampler):
         self, rows: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
     ) -> Iterator[tuple[Phase, Rectangles]]:
         by_prompt = [self._by_dtype(model.cells()) for model in self._models]
-        together = np.sum(by_prompt, axis=0)
-        yield "preset", self._schedules()
-        for index, dtype in enumerate(self._space.dtypes):
+        together, searched = np.sum(by_prompt, axis=0), np.unique(self._of(rows)).tolist()
+        dtypes = {index: self._space.dtypes[index] for index in searched}  # all others failed
+        for dtype in dtypes.values():
+            yield "preset", self._space.of(dtype, *candidates.schedules(self._steps, len(self._costs)))
+        for index, dtype in dtypes.items():
             yield "predicted", self._space.of(dtype, *candidates.chains(together[index], self._costs))
             if len(by_prompt) > 1:
                 worst = max((cells[index] for cells in by_prompt), key=np.sum)
                 yield "predicted", self._space.of(dtype, *candidates.chains(worst, self._costs))
         for place in front:
-            steps, its = rows[place].reshape(-1, self._steps).any(axis=0), rows[place].argmax() // self._steps
+            steps, its = rows[place].reshape(-1, self._steps).any(axis=0), int(self._of(rows[place][None])[0])
             near = candidates.exchanges((steps, layers[place]), together[its])
             yield "exchange", self._space.of(self._space.dtypes[its], *near)
-            for dtype in self._space.dtypes:
+            for dtype in dtypes.values():
                 yield "exchange", self._space.of(dtype, steps[None], layers[place][None])
         for _ in range(DRAWS):
             drawn = self._by_dtype(np.sum([model.cells(draw) for model in self._models], axis=0))
-            for dtype, cells in zip(self._space.dtypes, drawn, strict=True):
-                yield "probe", self._space.of(dtype, *candidates.chains(cells, self._costs))
-
-    def _schedules(self) -> Rectangles:
-        found = candidates.schedules(self._steps, len(self._costs))
-        return _joined([self._space.of(dtype, *found) for dtype in self._space.dtypes])
+            for index, dtype in dtypes.items():
+                yield "probe", self._space.of(dtype, *candidates.chains(drawn[index], self._costs))
 
     def _by_dtype(self, cells: Numbers) -> Numbers:
         """[rows, layers] as [dtypes, steps, layers]."""

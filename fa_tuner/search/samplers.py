@@ -40,7 +40,7 @@ def check_sampler(name: str, space: Space) -> None:
     """
     if name not in SAMPLERS:
         raise UsageError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    parameters = len(space.choices)
+    parameters = (space.count - 1).bit_length()
     if name == "brute-force" and parameters > BRUTE_FORCE_LIMIT:
         raise UsageError(
             f"brute force over {space.grid} would be 2^{parameters} policies; it is refused past 2^{BRUTE_FORCE_LIMIT}"

@@ -95,11 +95,6 @@ class Space:
         flags = [np.array([rectangle[side] for rectangle in rectangles], dtype=np.bool_) for side in (0, 1)]
         return flags[0].reshape(-1, self.size[0]), flags[1].reshape(-1, self.size[1])
 
-    def wholly(self, rectangle: Rectangle) -> int | None:
-        """The dtype, by its position, in which everything is quantized; None where something is native."""
-        rows, layers = rectangle
-        return int(rows.argmax()) // self.grid.steps if layers.all() and rows.sum() == self.grid.steps else None
-
     def params_of(self, rectangle: Rectangle) -> dict[str, Any]:
         """The inverse of `flags_of`."""
         by_dtype = rectangle[0].reshape(len(self.dtypes), self.grid.steps)

@@ -19,7 +19,7 @@ def check_finalists(job: Job) -> None:
     """The best policies, best first, until one stands: timed anew where latency is measured (the fastest of many
     noisy figures is too good to be true, one that an outlier hit is better than it looks, and a fitted one is a
     prediction), then generated on the held-out prompts. In between, those that belong on the front by a fitted latency
-    are timed, as often as any in the search."""
+    are timed, as often as any in the search, and the user's own."""
     while job.elsewhere():  # which may turn out the best
         job.stop_if_asked()
         time.sleep(WAIT_SECONDS)
@@ -30,11 +30,15 @@ def check_finalists(job: Job) -> None:
         fits = job.latencies.refit()
         measured = candidates(job.evaluations.values())
         doubtful = [] if job.profile else unsettled(measured, wanted, job.evaluator.finalist_repeats, fits)
+        tried = {policy.key for policy, origin in job.queue if origin == "try"}
+        own = [c for c in measured if c.fitted and c.policy.key in tried]
         undrawn = missing(measured, wanted.aggregate)
         order = ranked(measured, wanted)
         if doubtful and timed < MOST_TIMED_AGAIN:
             timed += 1
             _time(job, doubtful[0].policy, job.evaluator.finalist_repeats)
+        elif own:
+            _time(job, own[0].policy, job.request.repeats)
         elif undrawn and drawn < MOST_TIMED_AGAIN:
             drawn += 1
             _time(job, undrawn[0].policy, job.request.repeats)

@@ -45,7 +45,7 @@ class Latencies:
         fit = self.fits().get(policy.dtype)
         if self._job.request.time_every_policy or fit is None or not fit.holds:
             return None
-        check = origin == "try" or due_for_timing(self._job.evaluations.values())
+        check = origin == "try" or due_for_timing(self._job.evaluations.values(), policy.dtype)
         return None if check or not fit.covers(policy) else fit.latency(policy)
 
     def refit(self) -> dict[str, LatencyFit]:
@@ -62,7 +62,7 @@ class Latencies:
         """Store the fitted latencies of `Job.evaluations` that are no longer those stored."""
         name, store = self._job.spec.name, self._job.store
         stored, known = (_fitted(of) for of in (store.evaluations(name), self._job.evaluations.values()))
-        if changed := {key: latency for key, latency in known.items() if latency != stored.get(key)}:
+        if changed := {key: latency for key, latency in known.items() if latency != stored.get(key, latency)}:
             store.set_latencies(name, self._job.spec.latency_profile, changed)
 
 

@@ -86,7 +86,8 @@ class Searching:
             self._tell(proposal, evaluation)
             failures = failures + 1 if evaluation.failed else 0
             if failures == FAILURES_IN_A_ROW:
-                raise EngineError(f"{failures} policies in a row failed; the last: {evaluation.reason}")
+                last = f"{evaluation.policy}: {evaluation.reason}"
+                raise EngineError(f"{failures} policies in a row failed; the last, {last}")
         return "front verified" if self.job.done() >= self.job.space.count - 1 else "budget"
 
     def _resumes(self) -> bool:

@@ -129,17 +129,23 @@ def test_a_scheduler_that_counts_otherwise() -> None:
     assert report["shadows"] == {}
 
 
-def test_one_that_fails_says_that_it_was_a_shadow() -> None:
-    """The run is lost, as vLLM-Omni's engine is, and the policy in force is what it was."""
-    worker = Worker(Pipeline())
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_that_fails_has_no_answer(ranks: int) -> None:
+    """Of several ranks the others would wait for this one, so the run is lost, as vLLM-Omni's engine is, and the error
+    says that it was a shadow. The policy in force is what it was."""
+    worker = Worker(Pipeline(), Config(parallel_config=Parallel(world_size=ranks)))
     kernel = worker.pipeline.transformer.blocks[1].attention
 
     def fails(*_: Any) -> Any:
         raise ValueError("EZ9999: inner error")
 
     kernel.forward_fa_quant_npu = fails
-    with pytest.raises(RuntimeError, match="the shadow probe of step 0 in fp8 failed: EZ9999: inner error"):
-        worker.run(NATIVE, shadows=SHADOWS)
+    if ranks == 1:
+        answered = worker.run(NATIVE, shadows=SHADOWS)[1]["shadows"]
+        assert {shadow for shadow in SHADOWS if 1 not in shadow.layers} == set(answered)
+    else:
+        with pytest.raises(RuntimeError, match="the shadow probe of step 0 in fp8 failed: EZ9999: inner error"):
+            worker.run(NATIVE, shadows=SHADOWS)
     (answer,) = worker.fa_tune_begin(None, "case", ("x",) * 4, "none")
     assert answer["policies"] == [("native", (), ())]
     assert torch.equal(worker.run(NATIVE)[0], Worker(Pipeline()).run(NATIVE)[0])

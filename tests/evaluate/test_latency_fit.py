@@ -185,14 +185,20 @@ def test_the_truth_lies_within_the_spread(noise: float) -> None:
 
 def test_one_in_so_many_is_due_for_timing() -> None:
     evaluations = timed()
-    assert not due_for_timing(evaluations) and not due_for_timing([])
+    assert not due_for_timing(evaluations, "fp8") and not due_for_timing([], "fp8")
     for count in range(1, CHECK_EVERY):
         number = len(evaluations)
         known = a_measurement(f"{count % 6}/{count // 6}", 0.9, 40)
         known = replace(known, latency=Latency(0.9, "fitted", spread=0.01))
         evaluations.append(Evaluation(known.policy, "predicted", number, known))
-        assert due_for_timing(reversed(evaluations)) == (count == CHECK_EVERY - 1)  # by number, not by their order
+        assert due_for_timing(reversed(evaluations), "fp8") == (
+            count == CHECK_EVERY - 1
+        )  # by number, not by their order
     failed = Evaluation(a_policy("5/3"), "predicted", len(evaluations), None, "out of memory")
-    assert due_for_timing([*evaluations, failed])  # the check is still to be made
+    assert due_for_timing([*evaluations, failed], "fp8")  # the check is still to be made
     (check,) = timed(("4,5/3",))
-    assert not due_for_timing([*evaluations, replace(check, number=len(evaluations))])
+    assert not due_for_timing([*evaluations, replace(check, number=len(evaluations))], "fp8")
+    assert check.measurement is not None
+    other = replace(check.measurement, policy=SkipPolicy("mxfp4"))
+    timed_there = Evaluation(other.policy, "predicted", len(evaluations), other)
+    assert due_for_timing([*evaluations, timed_there], "fp8"), "a timing of another dtype is no check of this one"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ from fa_tuner.domain.pareto import Objectives, hypervolume
 from fa_tuner.domain.policy import Grid, SkipPolicy
 from fa_tuner.engines.landscape import Landscape
 from fa_tuner.search.error_model import ErrorModel
-from fa_tuner.search.measured import MSE
+from fa_tuner.search.measured import MSE, Trials
 from fa_tuner.search.rectangle import Proposed, RectangleSampler
 from fa_tuner.search.samplers import make_sampler
 from fa_tuner.search.space import Numbers, Rectangles, Space
@@ -120,6 +120,71 @@ def test_a_dtype_that_saves_no_more_and_errs_more_is_left_alone() -> None:
         study.add_trial(trial)
         dtypes.append(policy.dtype)
     assert dtypes.count("mxfp4") <= 4, dtypes
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def walk_without(
+    useless: Callable[[SkipPolicy], bool], count: int, latency: Callable[[SkipPolicy], float] | None = None
+) -> list[SkipPolicy]:
+    """What is measured where some policies fail; `latency` is what the study is told of each instead."""
+    sampler = RectangleSampler(SPACE)
+    study, policies, failed = study_of(sampler), [], []
+    while len(policies) + len(failed) < count:
+        proposed = sampler.propose(study, (), [SPACE.to_rectangle(policy) for policy in failed])
+        if not isinstance(proposed, Proposed):
+            break
+        policy = SPACE.policy_of(proposed.rectangle)
+        if useless(policy):
+            failed.append(policy)
+            continue
+        policies.append(policy)
+        trial = measured(policy)
+        if latency is not None:
+            trial.values = [latency(policy), trial.values[1]]
+        study.add_trial(trial)
+    assert len(policies) + len(failed) == len({policy.key for policy in (*policies, *failed)})
+    return policies
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_anchor_that_failed_costs_little(dtype: str) -> None:
+    """Once, as for want of memory: the dtype begins with a schedule."""
+    policies = walk_without(lambda policy: policy == SkipPolicy(dtype), 2 * sum(SPACE.size))
+    assert sum(policy.dtype == dtype for policy in policies) >= 5
+    either = [SkipPolicy(other) for other in DTYPES if other != dtype]
+    assert volume([*policies, *either]) > 0.75
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_dtype_that_always_fails_is_left_out(dtype: str) -> None:
+    tried: list[SkipPolicy] = []
+
+    def useless(policy: SkipPolicy) -> bool:
+        tried.extend([policy] if policy.dtype == dtype else [])
+        return policy.dtype == dtype
+
+    policies = walk_without(useless, 20)
+    assert len(tried) == 2 and len(policies) == 18
+
+
+def test_savings_come_from_all_that_was_measured() -> None:
+    """An anchor that was told 10 % too slow: later policies set that right."""
+
+    def told(policy: SkipPolicy) -> float:
+        true = point(policy).latency
+        return true + 0.08 if policy == SkipPolicy("mxfp4") else true
+
+    savings = []
+    for latency in (told, lambda policy: point(policy).latency):
+        study = study_of(RectangleSampler(SPACE))
+        for policy in walk_without(lambda _: False, 32, latency):
+            trial = measured(policy)
+            trial.values = [latency(policy), trial.values[1]]
+            study.add_trial(trial)
+        savings.append(Trials(SPACE, np.ones(8)).read(study).savings[0])
+    assert savings[1] == pytest.approx(0.2026 / 0.4, abs=0.01) and savings[0] == pytest.approx(savings[1], rel=0.35)
 
 
 # --- what one dtype teaches of the other ------------------------------------------------------------------------------
