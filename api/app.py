@@ -1,6 +1,6 @@
 """The application: health and the recommendation query, on the same functions as the command line.
 
-Run it with `uvicorn --factory fa_tuner_api:create_app`.
+Run it with `fa-tune serve`, or in a server of your own with `uvicorn --factory fa_tuner_api:create_app`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from fa_tuner.domain.measurement import AGGREGATE, PRESETS
 from fa_tuner.recommend.question import Question, recommend
 from fa_tuner.report.documents import recommendation_document
-from fa_tuner.settings import StoreSettings, asked_for, load
+from fa_tuner.settings import ServiceSettings, asked_for, load
 from fa_tuner.store.repository import Store
 
+from .administration import install_administration
 from .problems import install_problem_handlers
+from .security import GuardedApp
 
 
 class RecommendationQuery(BaseModel):
@@ -45,12 +47,14 @@ def opened(request: Request) -> Iterator[Store]:
         yield store
 
 
-def create_app(settings: StoreSettings | None = None) -> FastAPI:
-    """`settings` default to the environment's (`FA_TUNE_STORAGE`). The store is opened for each request."""
-    chosen = settings or load(StoreSettings, {})
-    app = FastAPI(title="fa-tune", description="Which skip selectors for this model and workload?", version="1")
+def create_app(settings: ServiceSettings | None = None) -> GuardedApp:
+    """`settings` default to the environment's (`FA_TUNE_STORAGE` and so on). The store is opened for each request."""
+    chosen = settings or load(ServiceSettings, {})
+    about = {"title": "fa-tune", "description": "Which skip selectors for this model and workload?", "version": "1"}
+    app = GuardedApp(chosen, **about, docs_url=None, redoc_url=None)  # those two load scripts from elsewhere
     app.state.storage = chosen.url
     install_problem_handlers(app)
+    install_administration(app)
 
     @app.get("/healthz", summary="Whether the service runs; asks no database")
     def healthz() -> dict[str, str]:

@@ -63,6 +63,18 @@ class StoreSettings(BaseSettings):
         return self.artifacts or default_artifacts()
 
 
+class ServiceSettings(StoreSettings):
+    """How the service is reached."""
+
+    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="address that the service listens on")
+    port: int = Field(8000, ge=0, le=65535, description="its port; 0 takes any that is free")
+    allowed_hosts: list[str] = Field(
+        default_factory=list, description="names it is asked under beside its addresses; * for any"
+    )
+    max_body_kb: int = Field(1024, ge=1, description="a request's body may have this many KiB")
+    session_hours: int = Field(12, ge=1, le=24 * 30, description="how long a login lasts")
+
+
 class EngineSettings(StoreSettings):
     """What goes to vLLM-Omni by the name that `vllm serve --omni` has for it; further ones through `engine_args`."""
 
@@ -271,10 +283,11 @@ def load(kind: type[S], flags: Mapping[str, Any]) -> S:
         ) from None
 
 
-def sources(flags: Mapping[str, Any], settings: RunSettings) -> dict[str, str]:
+def sources(flags: Mapping[str, Any], settings: StoreSettings) -> dict[str, str]:
     """By field, where its value comes from: flag, environment, study file or default."""
-    from_env = EnvSettingsSource(RunSettings)()
-    from_file = StudyFileSource(RunSettings, settings.study_file)()
+    kind = type(settings)
+    from_env = EnvSettingsSource(kind)()
+    from_file = StudyFileSource(kind, settings.study_file)() if isinstance(settings, RunSettings) else {}
     return {
         name: "flag"
         if name in flags
@@ -283,7 +296,7 @@ def sources(flags: Mapping[str, Any], settings: RunSettings) -> dict[str, str]:
         else "study file"
         if name in from_file
         else "default"
-        for name in RunSettings.model_fields
+        for name in kind.model_fields
     }
 
 

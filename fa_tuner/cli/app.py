@@ -10,6 +10,7 @@ from .export import export
 from .inspect import config, doctor
 from .query import pareto, recommend, show, studies
 from .run import run
+from .service import keys, serve
 from .verify import verify
 
 app = typer.Typer(
@@ -45,5 +46,7 @@ app.command()(pareto)
 app.command()(recommend)
 app.command()(export)
 app.command()(verify)
+app.command()(serve)
+app.add_typer(keys)
 app.command()(config)
 app.command()(doctor)

@@ -17,14 +17,18 @@ def config(
     """Show every setting, its value, and where it comes from."""
     from rich.table import Table
 
-    from fa_tuner.settings import RunSettings, load_run_settings, sources
+    from fa_tuner.settings import ServiceSettings, load, load_run_settings, sources
 
     from .render import console, print_json
 
     flags = given({"study_file": study_file})
     settings = load_run_settings(flags)
-    origin = sources(flags, settings)
-    values = settings.model_dump(mode="json")
+    service = load(ServiceSettings, {})
+    origin = sources({}, service) | sources(flags, settings)
+    fields = type(settings).model_fields | type(service).model_fields
+    values = settings.model_dump(mode="json") | service.model_dump(
+        mode="json", exclude=set(type(settings).model_fields)
+    )
     values["storage"] = _without_password(settings.url)
     artifacts = settings.artifact_root
     values["artifacts"] = _without_password(artifacts) if "://" in artifacts else artifacts
@@ -36,7 +40,7 @@ def config(
         table.add_column(column, no_wrap=column != "what it is")
     for name, value in values.items():
         shown = "" if value is None or value == [] or value == {} else str(value)
-        table.add_row(name, shown, origin[name], RunSettings.model_fields[name].description or "")
+        table.add_row(name, shown, origin[name], fields[name].description or "")
     console().print(table)
 
 

@@ -17,7 +17,7 @@ from fa_tuner.domain.errors import StoreError
 from fa_tuner.store.failures import shown, told
 from fa_tuner.store.schema import VERSION_TABLE
 
-HEAD = "0002"  # the newest migration; alembic is loaded only where the database says otherwise
+HEAD = "0003"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
 _SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for serial writings, migrations too
 
@@ -81,6 +81,18 @@ class Database:
             if serial and not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SERIAL_LOCK)))
             yield connection
+
+    def check(self) -> None:
+        """
+        Raises:
+            StoreError: the database cannot be reached, or its schema is no longer this program's.
+        """
+        with self.reading() as connection:
+            if (revision := _revision(connection)) != HEAD:
+                raise StoreError(
+                    f"the store {self.shown} has schema {revision}, and this fa-tune works with {HEAD}; "
+                    "restart it, with the fa-tune that migrated the store"
+                )
 
     def close(self) -> None:
         self.engine.dispose()

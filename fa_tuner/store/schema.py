@@ -175,3 +175,28 @@ claims = sa.Table(
     sa.Column("heartbeat", UtcDateTime, nullable=False),
     sa.CheckConstraint(finite("process_started"), name="ck_fa_tune_claims_finite"),
 )
+
+# Who may ask the service. Of secrets only the SHA-256 is stored.
+keys = sa.Table(
+    "fa_tune_keys",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("scope", sa.String(8), nullable=False),
+    sa.Column("created", UtcDateTime, nullable=False),
+    sa.Column("used", UtcDateTime),
+    sa.Column("revoked", UtcDateTime),
+    sa.UniqueConstraint("digest", name="uq_fa_tune_keys_digest"),
+    sa.CheckConstraint("scope IN ('read', 'write', 'admin')", name="ck_fa_tune_keys_scope"),
+)
+
+# A browser that logged in with a key.
+sessions = sa.Table(
+    "fa_tune_sessions",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.ForeignKey("fa_tune_keys.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("expires", UtcDateTime, nullable=False),
+    sa.Index("ix_fa_tune_sessions_key", "key_id"),
+)

@@ -10,7 +10,7 @@ import pytest
 from fa_tuner_api import create_app
 
 from fa_tuner.engines.synthetic import synthetic_landscape
-from fa_tuner.settings import StoreSettings, load_run_settings
+from fa_tuner.settings import ServiceSettings, load_run_settings
 from fa_tuner.store.artifacts import Artifacts
 from fa_tuner.store.repository import Store
 from fa_tuner.tuning import tune
@@ -19,19 +19,19 @@ from tests.support.service import Service
 
 
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoreSettings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceSettings:
     for name in ("FA_TUNE_STORAGE", "FA_TUNE_ARTIFACTS"):
         monkeypatch.delenv(name, raising=False)
-    return StoreSettings(storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"))
+    return ServiceSettings(storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"))
 
 
 @pytest.fixture
-def service(settings: StoreSettings) -> Service:
+def service(settings: ServiceSettings) -> Service:
     return Service(create_app(settings))
 
 
 @pytest.fixture
-def tuned(settings: StoreSettings, tmp_path: Path) -> Callable[..., str]:
+def tuned(settings: ServiceSettings, tmp_path: Path) -> Callable[..., str]:
     """`tuned(trials=8)` tunes a landscape into the service's store; returns the model's name."""
 
     def run(trials: int = 8, seed: int = 3, **more: Any) -> str:

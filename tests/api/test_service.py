@@ -13,14 +13,14 @@ import pytest
 from fa_tuner_api import create_app
 
 from fa_tuner.cli import main
-from fa_tuner.settings import StoreSettings
+from fa_tuner.settings import ServiceSettings
 from tests.support.service import Service, problem, strict_json
 
 Tuned = Callable[..., str]
 PASSWORD = "hunter2secret"
 
 
-def test_health_asks_no_database(settings: StoreSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_asks_no_database(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     def untouchable(*_: Any) -> None:
         raise AssertionError("the store was opened")
 
@@ -67,7 +67,7 @@ def flags(question: dict[str, Any]) -> list[str]:
 
 
 def test_it_is_the_answer_of_the_command_line(
-    service: Service, tuned: Tuned, settings: StoreSettings,
+    service: Service, tuned: Tuned, settings: ServiceSettings,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     command = ["fa-tune", "recommend", "--model", tuned(trials=14), "--storage", settings.url, "--json"]
@@ -170,7 +170,7 @@ def test_routes_and_methods_that_are_not_there(service: Service) -> None:
     ],
 )
 def test_a_store_that_cannot_be_opened(url: str) -> None:
-    service = Service(create_app(StoreSettings(storage=url)))
+    service = Service(create_app(ServiceSettings(storage=url)))
     response = service.recommended(model="x")
     assert PASSWORD not in problem(response, 503, "store-unavailable")
     assert service.get("/healthz").status_code == 200

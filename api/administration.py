@@ -1,0 +1,56 @@
+"""Routes of the service itself: is it ready, what has it done, who is logged in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Cookie, Request
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from fa_tuner.domain.errors import ConflictError
+
+from .access import COOKIE, Caller
+from .security import GuardedApp
+
+
+def install_administration(app: GuardedApp) -> None:
+    access, settings = app.access, app.settings
+
+    @app.get("/readyz", summary="Whether the service can answer: its database is there, with the schema it knows")
+    def readyz() -> dict[str, str]:
+        access.database.check()
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    def metrics() -> Response:
+        return Response(app.metrics.text(access.database), media_type=CONTENT_TYPE_LATEST)
+
+    @app.post("/login", status_code=204, summary="A session cookie for the key that the request brings")
+    def login(
+        request: Request, former: Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)] = None
+    ) -> Response:
+        caller: Caller = request.state.caller
+        if caller.key is None:
+            raise ConflictError("no key was created, so this service is open and there is nothing to log in to")
+        if caller.session is not None:
+            raise HTTPException(401, "a session starts with a key, not with another session")
+        if former is not None:
+            access.keys.end_session(former)
+        seconds = settings.session_hours * 3600
+        secret = access.keys.start_session(caller.key.id, seconds)
+        response = Response(status_code=204)
+        response.set_cookie(
+            COOKIE, secret, max_age=seconds, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+        )
+        return response
+
+    @app.post("/logout", status_code=204, summary="End the session")
+    def logout(request: Request) -> Response:
+        caller: Caller = request.state.caller
+        if caller.session is not None:
+            access.keys.end_session(caller.session)
+        response = Response(status_code=204)
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=request.url.scheme == "https")
+        return response

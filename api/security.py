@@ -1,0 +1,227 @@
+"""The guard around the whole application: every route, every mount, and what answers their errors.
+
+In this order: the host that was asked for, the origin of a change, the key or session and what it may do, the size of
+the body. What is refused is refused before any route is looked for, so that nobody learns what exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fa_tuner.domain.errors import FaTuneError, outcome
+from fa_tuner.settings import ServiceSettings
+from fa_tuner.store.keys import Scope as KeyScope
+
+from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
+from .metrics import Metered, Metrics
+from .problems import problem
+
+SAFE = ("GET", "HEAD", "OPTIONS")
+HEALTH = "/healthz"
+KEYS = "/api/v1/keys"
+READERS_TOO = ("/login", "/logout")  # changes that every key may make
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",  # no-referrer would make a form's Origin null
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class GuardedApp(FastAPI):
+    """An application that the guard and the metrics surround; what a route sets of `HEADERS` itself is kept.
+
+    `request.state.caller` is the `Caller`.
+    """
+
+    def __init__(self, settings: ServiceSettings, **more: Any) -> None:
+        super().__init__(**more)
+        self.settings, self.access, self.metrics = settings, Access(settings.url), Metrics()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        # outside of FastAPI's own outermost layer, which answers what nobody foresaw
+        return Metered(Guard(super().build_middleware_stack(), self.access, self.settings), self.metrics)
+
+
+class Refused(Exception):
+    """What a request gets instead of an answer."""
+
+    def __init__(self, status: int, kind: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
+
+
+class Guard:
+    """Pure ASGI, so that streams stay streams."""
+
+    def __init__(self, app: ASGIApp, access: Access, settings: ServiceSettings) -> None:
+        self.app, self.access = app, access
+        self._cap = settings.max_body_kb * 1024
+        self._near = is_loopback(settings.host)
+        self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
+        self._touching: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                await run_in_threadpool(self.access.close)
+            return
+        if scope["type"] != "http":  # there are no websockets
+            await send({"type": "websocket.close", "code": 1008})
+            return
+
+        body = _Body(receive, self._cap)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            scope.setdefault("state", {})["caller"] = await self._admitted(scope)
+        except Refused as refused:
+            answer = problem(refused.status, refused.kind, refused.detail)
+            answer.headers.update(refused.headers)
+            await answer(scope, receive, send_guarded)
+        except FaTuneError as error:
+            _, status, kind = outcome(type(error))
+            await problem(status, kind, str(error))(scope, receive, send_guarded)
+        else:
+            try:
+                await self.app(scope, body.receive, body.unless_exceeded(send_guarded))
+            except Exception:
+                if not body.exceeded:
+                    raise
+            if body.exceeded and not body.answered:
+                await problem(413, "content-too-large", self._too_large)(scope, receive, send_guarded)
+
+    async def _admitted(self, scope: Scope) -> Caller:
+        """
+        Raises:
+            Refused: it may not pass.
+            StoreError: the database failed.
+        """
+        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if path == HEALTH and method in SAFE:
+            return Caller(None)
+        host = self._host(scope, headers)
+        given = Credentials.of(headers)
+        origin = headers.get("origin")
+        if method not in SAFE and (origin is not None or (given.session and not given.secret)):
+            self._check_origin(origin, f"{scope['scheme']}://{headers['host']}")
+        caller = await self._caller(given, scope, host)
+        if caller.key is not None and not caller.key.may(wanted := scope_for(method, path)):
+            raise Refused(
+                403, "forbidden", f"this key may {caller.key.scope}, and this needs the scope {wanted}",
+                {"WWW-Authenticate": f'Bearer realm="fa-tune", error="insufficient_scope", scope="{wanted}"'},
+            )  # fmt: skip
+        length = headers.get("content-length", "")
+        if len(length) > 15 or (length.isdecimal() and int(length) > self._cap):
+            raise Refused(413, "content-too-large", self._too_large)
+        return caller
+
+    async def _caller(self, given: Credentials, scope: Scope, host: str) -> Caller:
+        server = (scope.get("server") or ("", None))[0]
+        # a proxy on this machine is asked under another name: what stands behind it needs a key
+        near = self._near and is_loopback(server) and is_loopback(host)
+        if given.secret is None and given.session is None and near and self.access.known() is False:
+            return Caller(None)
+        address = (scope.get("client") or ("", 0))[0]
+        try:
+            found = await run_in_threadpool(self.access.identify, given, address)
+        except WrongKey:
+            raise _unauthorized("this is no key, or a revoked one", "invalid_token") from None
+        except TooManyWrongKeys as error:
+            raise Refused(
+                429, "too-many-requests", "too many wrong keys came from this address; try again later",
+                {"Retry-After": str(int(error.seconds) + 1)},
+            ) from None  # fmt: skip
+        if found is not None:
+            self._touch(found)
+            return found
+        if near and not await run_in_threadpool(self.access.created):
+            return Caller(None)
+        raise _unauthorized("this needs a key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    def _touch(self, caller: Caller) -> None:
+        key = caller.key
+        if key is not None and not key.used_lately() and key.id not in self._touching:
+            self._touching.add(key.id)
+            written = asyncio.get_running_loop().run_in_executor(None, self.access.touch, key)
+            written.add_done_callback(lambda _: self._touching.discard(key.id))
+
+    def _host(self, scope: Scope, headers: Headers) -> str:
+        """The host that was asked for, without its port. A page on another name that leads here (DNS rebinding) is
+        refused; an address that leads here is no such name."""
+        given = headers.getlist("host")
+        host = (given[0] if len(given) == 1 else "").lower()
+        name = host.partition("]")[0].strip("[") if host.startswith("[") else host.partition(":")[0]
+        address = address_of(name)
+        here = address is not None and address == address_of((scope.get("server") or ("", None))[0])
+        if not name or not (here or is_loopback(name) or name in self._names or "*" in self._names):
+            raise Refused(
+                400,
+                "unknown-host",
+                "this host is not served here; `allowed_hosts` (FA_TUNE_ALLOWED_HOSTS) names others",
+            )
+        return name
+
+    def _check_origin(self, origin: str | None, own: str) -> None:
+        if origin is None or origin.lower() != own.lower():
+            raise Refused(403, "foreign-origin", "a change is only taken from a page of this service")
+
+    @property
+    def _too_large(self) -> str:
+        return f"a body may have up to {self._cap} bytes; `max_body_kb` (FA_TUNE_MAX_BODY_KB) sets how many"
+
+
+class _Body:
+    """Counts a body of unknown length as it comes. What is answered after it was too large is dropped."""
+
+    def __init__(self, receive: Receive, cap: int) -> None:
+        self.exceeded = self.answered = False
+        self._receive, self._cap, self._received = receive, cap, 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._received += len(message.get("body", b""))
+        if self._received > self._cap:
+            self.exceeded = True
+            raise HTTPException(413)  # which no framework takes for an error of its own
+        return message
+
+    def unless_exceeded(self, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            if self.answered or not self.exceeded:
+                self.answered = True
+                await send(message)
+
+        return sent
+
+
+def scope_for(method: str, path: str) -> KeyScope:
+    """What a key must be allowed to do for this."""
+    if path == KEYS or path.startswith(f"{KEYS}/"):
+        return "admin"
+    return "read" if method in SAFE or path in READERS_TOO else "write"
+
+
+def _unauthorized(detail: str, error: str = "") -> Refused:
+    challenge = 'Bearer realm="fa-tune"' + (f', error="{error}"' if error else "")
+    return Refused(401, "unauthorized", detail, {"WWW-Authenticate": challenge})

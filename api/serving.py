@@ -1,0 +1,78 @@
+"""`fa-tune serve`: the application in uvicorn, until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from fa_tuner.domain.errors import UsageError
+from fa_tuner.settings import ServiceSettings
+from fa_tuner.store.keys import Keys
+
+from .access import is_loopback
+from .app import create_app
+
+GRACE_SECONDS = 10  # for what is being answered, after a signal
+
+
+def serve(settings: ServiceSettings, announce: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; `announce` is given the address as soon as it answers.
+
+    Raises:
+        UsageError: the address cannot be listened on, or is not this machine's own and there is no key.
+        StoreError: the store cannot be opened.
+    """
+    with Keys.open(settings.url) as keys:  # migrates, too, before anybody asks
+        if not is_loopback(settings.host) and not keys.any(usable=True):
+            raise UsageError(
+                f"{settings.host} can be reached from elsewhere, and no key was created: "
+                "`fa-tune keys create NAME --scope admin` makes one; or serve on 127.0.0.1"
+            )
+    with _listening(settings.host, settings.port) as listener:
+        # uvicorn's log: what went wrong, to stderr, without addresses and queries of the requests
+        config = uvicorn.Config(
+            create_app(settings), log_level="warning", access_log=False, server_header=False, ws="none",
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )  # fmt: skip
+        host, port = listener.getsockname()[:2]
+        server = _Server(config, lambda: announce(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn has handlers of its own while it runs and calls these afterwards; ours also end what only starts
+            signal.signal(number, lambda *_: server.stop())
+        server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._announce()
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except BaseException:
+            listener.close()
+            raise
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise UsageError(
+            f"cannot listen on {host[:80]}, port {port}: {said}; choose another --host or --port"
+        ) from None
+    return listener
