@@ -27,6 +27,8 @@ def command_lines(text: str) -> list[list[str]]:
 def test_commands_and_options_exist(path: Path) -> None:
     for words in command_lines(path.read_text(encoding="utf-8")):
         command = COMMANDS.commands[words[1]]  # type: ignore[attr-defined]
+        if hasattr(command, "commands"):  # such as `fa-tune keys create`
+            command = command.commands[words[2]]
         known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
         for word in words[2:]:
             if word.startswith("-"):

@@ -115,7 +115,9 @@ class Keys:
             update = keys.update().where(keys.c.id == id).values(revoked=now).returning(*keys.c)
             row = connection.execute(update).one_or_none() if rows.is_name(id) else None
             if row is None:
-                raise NotFoundError(f"there is no key {id[:40]!r} in {self._database.shown}; list them for their ids")
+                raise NotFoundError(
+                    f"there is no key {id[:40]!r} in {self._database.shown}; `fa-tune keys list` shows them"
+                )
             connection.execute(sessions.delete().where(sessions.c.key_id == id))
         return _key_of(row)
 

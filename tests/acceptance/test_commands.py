@@ -198,7 +198,7 @@ def test_a_reader_that_goes_away_is_no_error(fa_tune: FaTune, replay: Run) -> No
 def test_version_and_help_of_every_command(fa_tune: FaTune) -> None:
     assert fa_tune("--version").succeeded().out.strip() == "0.1.0"
     overview = fa_tune("--help").succeeded().out
-    for command in ("run", "studies", "show", "pareto", "recommend", "export", "config", "doctor"):
+    for command in ("run", "studies", "show", "pareto", "recommend", "export", "serve", "keys", "config", "doctor"):
         assert command in overview
         assert "Usage" in fa_tune(command, "--help").succeeded().out
 

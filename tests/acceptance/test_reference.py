@@ -15,13 +15,15 @@ from fa_tuner.domain.measurement import METRICS, PRESETS
 from fa_tuner.engines.registry import engine_names
 from fa_tuner.export import EXPORTERS
 from fa_tuner.search.samplers import SAMPLERS
-from fa_tuner.settings import PREFIX, RunSettings
+from fa_tuner.settings import PREFIX, RunSettings, ServiceSettings, StoreSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference.md").read_text()
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 SHARED = TEXT.split("\n## Options that several commands share\n")[1].split("\n## ")[0]
 SETTINGS = TEXT.split("\n## Settings\n")[1].split("\n## ")[0]
+OF_SERVICE = TEXT.split("\n## Settings of the service\n")[1].split("\n## ")[0]
+SERVICE_FIELDS = {name: f for name, f in ServiceSettings.model_fields.items() if name not in StoreSettings.model_fields}
 
 
 def section(title: str) -> str:
@@ -36,7 +38,8 @@ def code_words(text: str) -> set[str]:
 
 
 def options(command: Any) -> set[str]:
-    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    own = {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    return own.union(*map(options, getattr(command, "commands", {}).values()))
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -68,10 +71,18 @@ def test_every_setting_has_its_row() -> None:
     assert every - described == {"--dry-run", "--json"}
 
 
+def test_every_setting_of_the_service_has_its_row() -> None:
+    cells = [line.strip("|").split("|") for line in OF_SERVICE.splitlines() if line.startswith("| `")]
+    assert [key.strip(" `") for key, *_ in cells] == list(SERVICE_FIELDS)
+    for key, flag, variable, *_ in cells:
+        assert variable.strip(" `") == PREFIX + key.strip(" `").upper()
+        assert code_words(flag) - {"NAME"} <= options(COMMANDS["serve"])
+
+
 def test_defaults_are_those_of_the_program() -> None:
-    rows = [line.strip("|").split("|") for line in SETTINGS.splitlines() if line.startswith("| `")]
+    rows = [line.strip("|").split("|") for line in (SETTINGS + OF_SERVICE).splitlines() if line.startswith("| `")]
     for key, _, _, default, _ in rows:
-        value = RunSettings.model_fields[key.strip(" `")].default
+        value = (RunSettings.model_fields | SERVICE_FIELDS)[key.strip(" `")].default
         if isinstance(value, int | float) or (isinstance(value, str) and value):
             assert default.strip(" `") == f"{value}".removesuffix(".0")
 
