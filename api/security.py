@@ -19,7 +19,7 @@ from fa_tuner.domain.errors import FaTuneError, outcome
 from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.keys import Scope as KeyScope
 
-from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
+from .access import COOKIE, Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
 from .metrics import Metered, Metrics
 from .problems import problem
 
@@ -49,6 +49,17 @@ class GuardedApp(FastAPI):
     def __init__(self, settings: ServiceSettings, **more: Any) -> None:
         super().__init__(**more)
         self.settings, self.access, self.metrics = settings, Access(settings.url), Metrics()
+
+    def openapi(self) -> dict[str, Any]:
+        """With the ways in which a request may bring a key; none is needed where the service is open."""
+        document = super().openapi()
+        document.setdefault("components", {})["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+        }
+        document["security"] = [{"bearer": []}, {"header": []}, {"session": []}, {}]
+        return document
 
     def build_middleware_stack(self) -> ASGIApp:
         # outside of FastAPI's own outermost layer, which answers what nobody foresaw

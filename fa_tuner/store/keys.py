@@ -28,6 +28,14 @@ PREFIX = "fat_"
 MAX_SECRET = 200  # characters; nothing longer is hashed
 USED_EVERY = timedelta(minutes=1)  # how exact `Key.used` is
 
+# Asked with every request, so built once.
+_BY_SECRET = sa.select(keys, keys.c.digest.label("held")).where(keys.c.digest == sa.bindparam("digest"))
+_BY_SESSION = (
+    sa.select(keys, sessions.c.digest.label("held"))
+    .join(sessions)
+    .where(sessions.c.digest == sa.bindparam("digest"), sessions.c.expires > sa.bindparam("now"))
+)
+
 
 @dataclass(frozen=True)
 class Key:
@@ -127,8 +135,7 @@ class Keys:
             return None
         digest = _digest(secret)
         with self._database.reading() as connection:
-            held = sa.select(keys, keys.c.digest.label("held")).where(keys.c.digest == digest)
-            return _usable(connection.execute(held).one_or_none(), digest)
+            return _usable(connection.execute(_BY_SECRET, {"digest": digest}).one_or_none(), digest)
 
     def touch(self, id: str) -> None:
         """Say that the key was used now."""
@@ -151,13 +158,9 @@ class Keys:
         if not _can_be_secret(secret):
             return None
         digest = _digest(secret)
-        running = (
-            sa.select(keys, sessions.c.digest.label("held"))
-            .join(sessions)
-            .where(sessions.c.digest == digest, sessions.c.expires > datetime.now(UTC))
-        )
         with self._database.reading() as connection:
-            return _usable(connection.execute(running).one_or_none(), digest)
+            asked = {"digest": digest, "now": datetime.now(UTC)}
+            return _usable(connection.execute(_BY_SESSION, asked).one_or_none(), digest)
 
     def end_session(self, secret: str) -> None:
         """Nothing happens where there is none."""

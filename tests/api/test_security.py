@@ -421,4 +421,7 @@ def test_there_are_no_websockets(settings: ServiceSettings) -> None:
 def test_no_page_loads_scripts_from_elsewhere(service: Service) -> None:
     for path in ("/docs", "/redoc"):
         problem(service.get(path), 404, "not-found")
-    assert "/login" in strict_json(service.get("/openapi.json"))["paths"]
+    schema = strict_json(service.get("/openapi.json"))
+    assert "/login" in schema["paths"]
+    ways = {name for way in schema["security"] for name in way}
+    assert ways == schema["components"]["securitySchemes"].keys() == {"bearer", "header", "session"}
