@@ -61,6 +61,6 @@ class Metered:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the route that was found, such as /studies/{name}; a mount's is its path."""
+    """The template of the route that was found, such as /studies/{name}, without what a mount puts before it."""
     template = getattr(scope.get("route"), "path", None)
     return template if isinstance(template, str) else "none"

@@ -10,11 +10,13 @@ from typing import Any
 
 import fa_tuner_api.access
 import httpx
+import hypothesis
 import pytest
 from fa_tuner_api import create_app
 from fa_tuner_api.access import WRONG_KEYS, Throttle, is_loopback
 from fa_tuner_api.metrics import METHODS
 from fa_tuner_api.security import HEADERS, GuardedApp
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -403,6 +405,55 @@ def test_a_stream_stays_a_stream(settings: ServiceSettings) -> None:
     }  # fmt: skip
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 20))
     assert received[:3] == [b"", b"first", b"last"]
+
+
+HEARD = ("authorization", "x-api-key", "cookie", "origin", "host", "content-length")
+ODD = st.binary(max_size=40) | st.sampled_from(
+    [
+        b"Bearer " + b"x" * 5000,
+        b"Bearer",
+        b"bearer \xff",
+        b"[::1",
+        b"[]:1",
+        b'fa_tune_session=;;="',
+        b"127.0.0.1",
+        b"-1",
+    ]
+)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(
+    st.lists(st.tuples(st.sampled_from(HEARD), ODD)), st.sampled_from([*METHODS, "X"]), st.text(max_size=20)
+)
+def test_nothing_that_is_sent_gets_in_or_breaks_it(
+    closed: GuardedApp, headers: list[tuple[str, bytes]], method: str, path: str
+) -> None:
+    hypothesis.assume(path != "healthz")
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    given = [(b"host", b"127.0.0.1"), *((name.encode(), value) for name, value in headers)]
+    scope = {
+        "type": "http", "method": method, "path": f"/{path}", "raw_path": b"/", "query_string": b"", "scheme": "http",
+        "headers": given, "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1), "asgi": {},
+    }  # fmt: skip
+    asyncio.run(closed(scope, receive, send))
+    assert sent[0]["status"] in (400, 401, 403, 429)
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> GuardedApp:
+    """One that has a key, which nobody knows."""
+    settings = ServiceSettings(storage=f"sqlite:///{tmp_path_factory.mktemp('closed')}/fa-tune.db")
+    with Keys.open(settings.url) as opened:
+        opened.create("ann", "admin")
+    return create_app(settings)
 
 
 def test_there_are_no_websockets(settings: ServiceSettings) -> None:
