@@ -118,7 +118,7 @@ class RectangleSampler(BaseSampler):
         wanted = [self._space.of(dtype, *everything) for dtype in self._space.dtypes]
         for index, dtype in enumerate(self._space.dtypes):
             begun, failures = (int(np.sum(self._of(rows) == index)) for rows in (_joined(known[:2])[0], useless[0]))
-            if not begun and (failures < MOST_FAILED or not len(measured.rows)):
+            if not len(measured.rows) or (not begun and failures < MOST_FAILED):
                 wanted.append(self._space.of(dtype, *candidates.schedules(self._steps, len(self._costs))))
         taken = set().union(*(candidates.keys(*those) for those in known))
         u, v = _joined(wanted)
