@@ -164,12 +164,6 @@ class ErrorModel:
         own = self._spreads.interactions**2 * (self._alike[0] * self._weights[:, None]).T @ self._alike[1]
         return np.asarray(np.exp(parameters[0] + own) * self._cells(parameters) / own.size)
 
-    @property
-    def sensitivities(self) -> tuple[Numbers, Numbers]:
-        """Share of the squared error, rank one, of each step [T] and of each layer [N]."""
-        cells = self.cells()
-        return cells.sum(1) / cells.sum(), cells.sum(0) / cells.sum()
-
     def _prior_variances(self) -> Numbers:
         spread, (steps, layers) = self._spreads, (sigma**2 for sigma in self._sigma)
         alike = self._common[0].shape[1] - 1

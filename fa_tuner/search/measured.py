@@ -9,10 +9,10 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from fa_tuner.search.fitted import LEAST_MSE
 from fa_tuner.search.space import Flags, Numbers, Rectangle, Space
 
 MSE = "mse"  # user attribute of a trial: mean squared error by searched prompt
-LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
 LEAST_SAVED = 1e-4  # of what the best dtype saves, for one that saves nothing
 DOUBTED_SAVING = 0.25  # of the same, until so many policies of a dtype were measured that noise is no reason:
 FEW = 4

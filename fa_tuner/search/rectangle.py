@@ -16,15 +16,14 @@ from threadpoolctl import ThreadpoolController
 from fa_tuner.search import candidates
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
 from fa_tuner.search.candidates import Phase
-from fa_tuner.search.error_model import Belief, ErrorModel, Spreads
+from fa_tuner.search.error_model import Belief, ErrorModel
+from fa_tuner.search.fitted import by_dtype, fit_models
 from fa_tuner.search.measured import Measured, Trials
 from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles, Space
 
 MOST_FITTED = 200  # measurements the models are fitted to: those nearest the front
 MOST_RATED = 350  # candidates that the models are asked about
-MOST_IN_FIRST = 80  # of the first fit, from which the second takes the spreads, and begins
 ASSUMED_SPREAD = 0.5
-SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
 CERTAIN = 1e-6  # deviation of ln MSE that stands for none
 NO_GAIN = 1e-6  # of the same box as NOTHING_LEFT
 LEARNING = 1.0  # the worth of narrowing what is believed of promising candidates, beside their own gain
@@ -136,7 +135,7 @@ class RectangleSampler(BaseSampler):
         share, quality = self._share(rows, layers), aggregated(measured.log_mse, self._goal.how)
         goal = self._goal.given(quality, measured.feasible)
         near = _nearest(share, quality, MOST_FITTED)
-        self._fit(rows[near], layers[near], measured.log_mse[:, near])
+        self._models = fit_models(self._space, rows[near], layers[near], measured.log_mse[:, near], self._priors)
         front = _front(share, quality)
         seen = useless.union(candidates.keys(rows, layers))
         if pending:
@@ -173,41 +172,10 @@ class RectangleSampler(BaseSampler):
         told = [model.learned(belief, promising) @ weights for model, belief in zip(self._models, beliefs, strict=True)]
         return np.asarray(gains.max() * np.sum(told, axis=0))
 
-    def sensitivities(self, study: optuna.Study) -> list[tuple[Numbers, Numbers]]:
-        """By prompt, the share of the squared error of each row and of each layer; empty before anything was
-        measured."""
-        measured = self._trials.read(study)
-        if not len(measured.rows):
-            return []
-        self._fit(measured.rows, measured.layers, measured.log_mse)
-        return [model.sensitivities for model in self._models]
-
-    def _fit(self, rows: Flags, layers: Flags, log_mse: Numbers) -> None:
-        """Anew each time: what a model was before would not be there in a resumed study."""
-        dtypes, spreads = len(self._space.dtypes), None if self._priors is None else SHADOWED
-        priors = [np.ones(self._space.size)] * len(log_mse) if self._priors is None else self._priors
-        self._models = []
-        for prior, row in zip(priors, log_mse, strict=True):
-            levelled = prior if dtypes == 1 else self._levelled(prior, rows, layers, row)
-            model = ErrorModel(*self._space.size, levelled, spreads, dtypes)
-            first = slice(None, None, -(-len(rows) // MOST_IN_FIRST))
-            model.fit(rows[first], layers[first], row[first])
-            model.fit(rows, layers, row)
-            self._models.append(model)
-
-    def _levelled(self, prior: Numbers, rows: Flags, layers: Flags, log_mse: Numbers) -> Numbers:
-        """Cell weights that add up to the error of the largest rectangle that was measured in each dtype."""
-        levels = np.full(len(self._space.dtypes), np.nan)
-        expected = np.log(np.einsum("ni,ij,nj->n", rows.astype(np.float64), prior, layers.astype(np.float64)))
-        for of, level in zip(self._of(rows), log_mse - expected, strict=True):
-            levels[of] = level if np.isnan(levels[of]) else levels[of]  # the largest come first
-        levels = np.where(np.isfinite(levels), levels, np.nanmean(levels) if np.isfinite(levels).any() else 0.0)
-        return np.asarray(prior * np.exp(levels - levels.max()).repeat(self._steps)[:, None])
-
     def _listed(
         self, rows: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
     ) -> Iterator[tuple[Phase, Rectangles]]:
-        by_prompt = [self._by_dtype(model.cells()) for model in self._models]
+        by_prompt = [by_dtype(self._space, model.cells()) for model in self._models]
         together, searched = np.sum(by_prompt, axis=0), np.unique(self._of(rows)).tolist()
         dtypes = {index: self._space.dtypes[index] for index in searched}  # all others failed
         for dtype in dtypes.values():
@@ -224,13 +192,9 @@ class RectangleSampler(BaseSampler):
             for dtype in dtypes.values():
                 yield "exchange", self._space.of(dtype, steps[None], layers[place][None])
         for _ in range(DRAWS):
-            drawn = self._by_dtype(np.sum([model.cells(draw) for model in self._models], axis=0))
+            drawn = by_dtype(self._space, np.sum([model.cells(draw) for model in self._models], axis=0))
             for index, dtype in dtypes.items():
                 yield "probe", self._space.of(dtype, *candidates.chains(drawn[index], self._costs))
-
-    def _by_dtype(self, cells: Numbers) -> Numbers:
-        """[rows, layers] as [dtypes, steps, layers]."""
-        return cells.reshape(len(self._space.dtypes), self._steps, -1)
 
     def _promising(self, u: Flags, v: Flags, yardstick: Yardstick) -> Indices:
         """Indices of the candidates that the means of the models rate highest, all deviations taken as alike."""

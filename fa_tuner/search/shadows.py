@@ -38,6 +38,12 @@ def cell_weights(answers: Mapping[Shadow, float], space: Space) -> Numbers | Non
     return np.concatenate(known) if len(known) == len(by_dtype) else None
 
 
+def weights_by_prompt(answers: Sequence[Mapping[Shadow, float]], space: Space) -> list[Numbers] | None:
+    """`cell_weights` of each prompt. None where any answers are missing."""
+    known = [weights for answer in answers if (weights := cell_weights(answer, space)) is not None]
+    return known if known and len(known) == len(answers) else None
+
+
 class Agreement(NamedTuple):
     """How well the shadow probes foretell what was measured: the `rank_correlation` (Spearman) of predicted and
     measured squared errors over so many `policies`, and how far these miss each other in dB, root mean square, beside a

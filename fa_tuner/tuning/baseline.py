@@ -56,12 +56,9 @@ def priors(job: Job) -> list[Numbers] | None:
 
 
 def _weights(job: Job, native: Measurement | None) -> list[Numbers] | None:
-    from fa_tuner.search.shadows import cell_weights
+    from fa_tuner.search.shadows import weights_by_prompt
 
-    answers = shadow_answers(native) if native is not None else []
-    weights = [cell_weights(answer, job.space) for answer in answers]
-    known = [w for w in weights if w is not None]
-    return known if known and len(known) == len(weights) else None
+    return weights_by_prompt(shadow_answers(native), job.space) if native is not None else None
 
 
 def _lacks_shadows(job: Job, donor: str) -> bool:

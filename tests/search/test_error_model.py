@@ -10,7 +10,7 @@ import pytest
 from fa_tuner.search.acquisition import DB
 from fa_tuner.search.candidates import Rectangles
 from fa_tuner.search.error_model import ErrorModel
-from fa_tuner.search.measured import LEAST_MSE
+from fa_tuner.search.fitted import LEAST_MSE
 from fa_tuner.search.space import Numbers
 
 STEPS, LAYERS = 5, 7
@@ -169,14 +169,6 @@ def test_draws_differ_as_much_as_is_open() -> None:
         spread[name] = np.std([np.log(model.cells(draw)) for _ in range(50)], axis=0).mean()
     assert spread["after"] < 0.8 * spread["before"]
     assert spread["after"] > 0
-
-
-def test_sensitivities_are_shares() -> None:
-    weights = cells(0)
-    steps, layers = fitted(weights, probes(left_out=False)).sensitivities
-    assert steps.sum() == pytest.approx(1) and layers.sum() == pytest.approx(1)
-    assert (np.argsort(steps) == np.argsort(weights.sum(1))).all()
-    assert layers.argmax() == weights.sum(0).argmax()
 
 
 @pytest.mark.parametrize(("steps", "layers"), [(1, 1), (1, 6), (6, 1)])

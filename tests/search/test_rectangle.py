@@ -429,4 +429,3 @@ def test_the_settled_and_the_proposed_are_told_apart() -> None:
     first = sampler.propose(study)
     assert isinstance(first, Proposed) and [side.tolist() for side in first.rectangle] == [[True], [True]]
     assert sampler.propose(study, [first.rectangle]) == "nothing left to gain"
-    assert sampler.sensitivities(study) == []
