@@ -11,7 +11,7 @@ OMNI := .venv-omni
 EMULATED := tests/omni/emulated_npu
 IN_OMNI := PYTHONPATH=$(CURDIR)/$(EMULATED)/startup FA_TUNE_EMULATE_NPU=1
 
-.PHONY: demo test test-slow test-omni bench-omni bench-search check format bench clean
+.PHONY: demo test test-slow test-omni bench-omni bench-search check format openapi bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fa-tune needs Python 3.11 or newer")'
@@ -64,6 +64,9 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+openapi: $(VENV)/.installed
+	$(BIN)/python -c 'from fa_tuner_api.openapi import snapshot; print(snapshot(), end="")' > docs/openapi.json
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_operator.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +12,25 @@ from starlette.exceptions import HTTPException
 
 from fa_tuner.domain.errors import FaTuneError, outcome
 
+from .schemas import Problem
 
-def problem(status: int, kind: str, detail: str) -> JSONResponse:
+MEDIA_TYPE = "application/problem+json"
+
+
+def problem(status: int, kind: str, detail: str, **extension: Any) -> JSONResponse:
+    """`extension` are further members of the document."""
     document = {"type": f"urn:fa-tune:{kind}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return JSONResponse(document, status, media_type="application/problem+json")
+    return JSONResponse({**document, **extension}, status, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: FaTuneError, **extension: Any) -> JSONResponse:
+    _, status, kind = outcome(type(error))
+    return problem(status, kind, str(error), **extension)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """A route's problem responses, as its `responses` has them; 500 and 503 are every route's."""
+    return {status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in (*statuses, 500, 503)}
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -22,8 +38,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(FaTuneError)
     def _own(_request: Request, error: FaTuneError) -> JSONResponse:
-        _, status, kind = outcome(type(error))
-        return problem(status, kind, str(error))
+        return problem_of(error)
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

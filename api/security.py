@@ -19,8 +19,9 @@ from fa_tuner.domain.errors import FaTuneError, outcome
 from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.keys import Scope as KeyScope
 
-from .access import COOKIE, Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
+from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
 from .metrics import Metered, Metrics
+from .openapi import complete
 from .problems import problem
 
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -51,15 +52,7 @@ class GuardedApp(FastAPI):
         self.settings, self.access, self.metrics = settings, Access(settings.url), Metrics()
 
     def openapi(self) -> dict[str, Any]:
-        """With the ways in which a request may bring a key; none is needed where the service is open."""
-        document = super().openapi()
-        document.setdefault("components", {})["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-            "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
-        }
-        document["security"] = [{"bearer": []}, {"header": []}, {"session": []}, {}]
-        return document
+        return complete(super().openapi())
 
     def build_middleware_stack(self) -> ASGIApp:
         # outside of FastAPI's own outermost layer, which answers what nobody foresaw

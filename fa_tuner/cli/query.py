@@ -72,7 +72,7 @@ def recommend(
     json_: Json = False,
 ) -> None:
     """Answer from what is stored: which selectors for this model?"""
-    from fa_tuner.recommend.question import Question
+    from fa_tuner.recommend.matching import Question
     from fa_tuner.recommend.question import recommend as answer
     from fa_tuner.report.documents import recommendation_document
     from fa_tuner.settings import model_identity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +20,12 @@ Origin = Literal["baseline", "anchor", "try", "preset", "predicted", "probe", "e
 MAX_NAME = 200
 # unproven: quantization did not take effect somewhere, so no figure of the study can be trusted
 StudyState = Literal["running", "finished", "interrupted", "failed", "unproven"]
+
+
+def study_id(name: str) -> str:
+    """What a study goes by in a URL: a name may hold any printable character, "/" too. 16 hexadecimal digits of its
+    SHA-256, so the same in every store."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def check_name(name: str) -> None:
@@ -117,6 +124,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """One thing in which a stored study is not what was asked for."""
+
+    field: str
+    asked: str | int | bool
+    stored: str | int | bool
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """One measured policy that answers a question, with its evidence."""
 
@@ -126,6 +142,7 @@ class Recommendation:
     requirement: Requirement
     holdout_met: bool | None = None  # None where no held-out prompt was generated
     notes: tuple[str, ...] = field(default_factory=tuple)
+    differences: tuple[Difference, ...] = ()  # where the nearest study answers, as none matched
 
     @property
     def policy(self) -> SkipPolicy:

@@ -6,13 +6,16 @@ from typing import Any
 
 from fa_tuner.domain.measurement import Aggregate, CaseQuality, Measurement, aggregate
 from fa_tuner.domain.policy import Grid, SkipPolicy
-from fa_tuner.domain.study import Evaluation, Recommendation, Study
+from fa_tuner.domain.study import Difference, Evaluation, Recommendation, Study, study_id
+from fa_tuner.domain.workload import fingerprint_of
 from fa_tuner.evaluate.latency_fit import LatencyFit, fit_latencies
 from fa_tuner.recommend.choice import Candidate, candidates, missing, pareto_front, ranked
+from fa_tuner.store.rows import digest
 
 
 def policy_document(policy: SkipPolicy, grid: Grid) -> dict[str, Any]:
     return {
+        "id": digest(policy.key),  # what it goes by in a URL
         "dtype": policy.dtype,
         "skip_steps": str(policy.skip_steps),
         "skip_layers": str(policy.skip_layers),
@@ -73,9 +76,10 @@ def study_document(study: Study, evaluated: int) -> dict[str, Any]:
     """`evaluated` counts the policies measured, the native one not among them."""
     spec = study.spec
     document: dict[str, Any] = {
-        "study": spec.name, "state": study.state, "reason": study.reason, "target": study.target,
-        "evaluated": evaluated, "dtype": spec.dtype, "requirement": [str(c) for c in spec.requirement.constraints],
-        "aggregate": spec.requirement.aggregate, "sampler": spec.sampler, "sampler_seed": spec.sampler_seed,
+        "study": spec.name, "id": study_id(spec.name), "state": study.state, "reason": study.reason,
+        "target": study.target, "evaluated": evaluated, "dtype": spec.dtype,
+        "requirement": [str(c) for c in spec.requirement.constraints], "aggregate": spec.requirement.aggregate,
+        "sampler": spec.sampler, "sampler_seed": spec.sampler_seed,
         "latency_source": spec.latency_source, "workload": spec.workload.document(),
         "workload_fingerprint": spec.workload.fingerprint, "environment": dict(spec.environment),
         "created": study.created.isoformat(), "updated": study.updated.isoformat(),
@@ -156,14 +160,22 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     return document
 
 
+def difference_document(difference: Difference) -> dict[str, Any]:
+    return {"field": difference.field, "asked": difference.asked, "stored": difference.stored}
+
+
 def recommendation_document(recommendation: Recommendation) -> dict[str, Any]:
     study, spec = recommendation.study, recommendation.study.spec
     how = recommendation.requirement.aggregate
     return {
         "model": spec.workload.model,
         "study": spec.name,
+        "study_id": study_id(spec.name),
+        "verified": not recommendation.differences,
+        "differences": [difference_document(each) for each in recommendation.differences],
         "policy": policy_document(recommendation.policy, spec.grid),
         **measurement_document(recommendation.measurement, how),
+        "worst_psnr_db": recommendation.measurement.psnr_db(),
         "requirement": [str(c) for c in recommendation.requirement.constraints],
         "holdout": {None: "not checked", True: "passed", False: "failed"}[recommendation.holdout_met],
         "noise_floor_db": study.baseline.noise_floor_db if study.baseline else 0.0,
@@ -172,6 +184,7 @@ def recommendation_document(recommendation: Recommendation) -> dict[str, Any]:
             "frames": spec.workload.frames, "guidance": spec.workload.guidance, "task": spec.workload.task,
         },
         "environment": dict(spec.environment),
+        "environment_fingerprint": fingerprint_of(spec.environment),
         "workload_fingerprint": spec.workload.fingerprint,
         "measured": study.updated.isoformat(),
         "notes": list(recommendation.notes),

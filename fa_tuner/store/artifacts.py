@@ -68,6 +68,14 @@ class Artifacts:
         """
         return self._read(self._path(study, policy_key, case_index, "mp4"))
 
+    def packed_frames(self, study: str, policy_key: str, case_index: int) -> bytes | None:
+        """As `frames`, as they are kept: NumPy's compressed archive (.npz) with the one array `frames`.
+
+        Raises:
+            StoreError: the file is there but cannot be read.
+        """
+        return self._read(self._path(study, policy_key, case_index, "npz"))
+
     def frames(self, study: str, policy_key: str, case_index: int) -> Frames | None:
         """The frames as they were put; None where there are none, or where the file was damaged and is now removed.
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from fa_tuner.domain.errors import ConflictError, NotFoundError
 from fa_tuner.domain.measurement import CaseQuality, Latency, Requirement
-from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState
-from fa_tuner.store import claims, rows
+from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState, study_id
+from fa_tuner.store import claims, pages, rows
 from fa_tuner.store.claims import Worker
 from fa_tuner.store.database import Database
+from fa_tuner.store.pages import STUDIES, EvaluationPage, Stamp, StudyPage, evaluations_of
 from fa_tuner.store.rows import FrontSnapshot, Values
 from fa_tuner.store.schema import cases, environments, evaluations, fronts, studies, workloads
-
-_STUDIES = sa.select(
-    studies, workloads.c.document.label("workload"), environments.c.document.label("environment")
-).select_from(studies.join(workloads).join(environments))
 
 
 class Store:
@@ -93,17 +89,60 @@ class Store:
         """
         if rows.is_name(name):
             with self._database.reading() as connection:
-                if (row := connection.execute(_STUDIES.where(studies.c.name == name)).one_or_none()) is not None:
+                if (row := connection.execute(STUDIES.where(studies.c.name == name)).one_or_none()) is not None:
                     return rows.study_of(row)
         raise self._no_study(name)
 
     def studies(self, model: str | None = None) -> list[Study]:
         """All studies, or those of one model; newest first."""
-        query = _STUDIES.order_by(studies.c.id.desc())
+        query = STUDIES.order_by(studies.c.id.desc())
         if model is not None:
-            query = query.where(workloads.c.model == model)
+            query = query.where(pages.of_model(model))
         with self._database.reading() as connection:
             return [rows.study_of(row) for row in connection.execute(query)]
+
+    def study_page(
+        self, limit: int, before: int | None = None, model: str | None = None, state: str | None = None
+    ) -> StudyPage:
+        """Up to `limit` studies, newest first, beginning behind the `last` of the page `before`. A study that is added
+        meanwhile moves none to another page."""
+        with self._database.reading() as connection:
+            return pages.study_page(connection, limit, before, model, state)
+
+    def models(self) -> list[str]:
+        """Of which there are studies, in alphabetical order."""
+        query = sa.select(workloads.c.model).where(sa.exists().where(studies.c.workload_id == workloads.c.id))
+        with self._database.reading() as connection:
+            return sorted(set(connection.scalars(query)))
+
+    def name_of(self, key: str) -> str:
+        """The name of the study whose `study_id` is `key`. Reads all names.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        with self._database.reading() as connection:
+            for name in connection.scalars(sa.select(studies.c.name).order_by(studies.c.id.desc())):
+                if study_id(name) == key:
+                    return str(name)
+        raise NotFoundError(f"there is no study of id {key[:40]!r} in {self.url}")
+
+    def stamp(self, name: str) -> Stamp:
+        """The study's stamp.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        if rows.is_name(name):
+            with self._database.reading() as connection:
+                if found := pages.stamps(connection, studies.c.name == name):
+                    return found[0]
+        raise self._no_study(name)
+
+    def stamps(self, model: str) -> tuple[Stamp, ...]:
+        """Of the studies of a model, newest first."""
+        with self._database.reading() as connection:
+            return pages.stamps(connection, pages.of_model(model))
 
     def set_state(self, name: str, state: StudyState, reason: str = "") -> None:
         """Say how the study stands, and why.
@@ -200,10 +239,7 @@ class Store:
         Raises:
             NotFoundError: there is no such study.
         """
-        with self._database.reading() as connection:
-            mine = evaluations.c.study_id == self._id(connection, name)
-            found = _evaluations(connection, mine & (evaluations.c.policy_digest == rows.digest(policy_key)))
-        return found[0] if found else None
+        return self.evaluation_of_digest(name, rows.digest(policy_key))
 
     def evaluations(self, name: str) -> list[Evaluation]:
         """All evaluations in the order of their numbers.
@@ -212,7 +248,27 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            return _evaluations(connection, evaluations.c.study_id == self._id(connection, name))
+            return evaluations_of(connection, evaluations.c.study_id == self._id(connection, name))
+
+    def evaluation_of_digest(self, name: str, digest: str) -> Evaluation | None:
+        """The evaluation of the policy whose key has this digest (`rows.digest`), if it was made.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            mine = evaluations.c.study_id == self._id(connection, name)
+            found = evaluations_of(connection, mine & (evaluations.c.policy_digest == digest))
+        return found[0] if found else None
+
+    def evaluation_page(self, name: str, limit: int, after: int = -1) -> EvaluationPage:
+        """Up to `limit` evaluations in the order of their numbers, beginning with the first number above `after`.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            return pages.evaluation_page(connection, self._id(connection, name), limit, after)
 
     def count(self, name: str) -> int:
         """How many evaluations there are, failed ones too.
@@ -382,15 +438,3 @@ def _count(connection: Connection, study: int) -> int:
 def _add_cases(connection: Connection, evaluation: int, values: list[Values]) -> None:
     if values:
         connection.execute(cases.insert(), [{**value, "evaluation_id": evaluation} for value in values])
-
-
-def _evaluations(connection: Connection, where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """Two queries, however many evaluations there are."""
-    by_kind: dict[tuple[int, str], list[Any]] = defaultdict(list)
-    joined = sa.select(cases).join(evaluations).where(where).order_by(cases.c.position)
-    for row in connection.execute(joined):
-        by_kind[row.evaluation_id, row.kind].append(rows.case_of(row))
-    return [
-        rows.evaluation_of(row, by_kind.get((row.id, "search"), ()), by_kind.get((row.id, "holdout"), ()))
-        for row in connection.execute(sa.select(evaluations).where(where).order_by(evaluations.c.number))
-    ]

@@ -43,7 +43,12 @@ def digest(text: str) -> str:
 
 def is_name(text: str) -> bool:
     """Whether a study can have this name: 1 to 200 characters that a database can keep."""
-    return 0 < len(text) <= MAX_NAME and _legible(text) == text
+    return 0 < len(text) <= MAX_NAME and is_text(text)
+
+
+def is_text(text: str) -> bool:
+    """Whether a database can keep it as it is: no NUL, no half of a surrogate pair."""
+    return _legible(text) == text
 
 
 # --- the way in ---------------------------------------------------------------------------------------------------
@@ -180,7 +185,7 @@ def _finite_or_none(what: str, value: float | None) -> float | None:
 
 
 def _text(what: str, value: str) -> str:
-    if _legible(value) != value:
+    if not is_text(value):
         raise ValueError(f"{what} {value[:40]!r} holds NUL or half a surrogate pair, which no database keeps")
     return value
 

@@ -28,7 +28,7 @@ from fa_tuner.domain.errors import ConflictError, NotFoundError, StoreError
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Constraint, Coverage, Latency, Measurement, Requirement
 from fa_tuner.domain.policy import DTYPES, SkipPolicy
 from fa_tuner.domain.selector import SkipSelector
-from fa_tuner.domain.study import Baseline, Evaluation, StudySpec
+from fa_tuner.domain.study import Baseline, Evaluation, StudySpec, study_id
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
 from fa_tuner.store import migrations, rows
 from fa_tuner.store.claims import Worker
@@ -254,6 +254,89 @@ def test_studies_are_listed_newest_first_and_by_model(store: Store) -> None:
     assert store.studies("none") == []
 
 
+def test_studies_come_in_pages_that_others_do_not_move(store: Store) -> None:
+    assert (store.study_page(3).studies, store.study_page(3).last) == ((), None)
+    for number in range(5):
+        store.create_study(a_spec(str(number), workload=a_workload(model="wan" if number % 2 else "hunyuan")), 1)
+    store.set_state("3", "finished")
+    first = store.study_page(2)
+    assert [study.spec.name for study, _ in first.studies] == ["4", "3"]
+    store.create_study(a_spec("newer"), 1)
+    store.delete_study("3")
+    second = store.study_page(2, first.last)
+    assert [study.spec.name for study, _ in second.studies] == ["2", "1"]
+    third = store.study_page(2, second.last)
+    assert ([study.spec.name for study, _ in third.studies], third.last) == (["0"], None)
+    assert store.study_page(2, 0).studies == ()
+    assert [study.spec.name for study, _ in store.study_page(9, model="wan").studies] == ["1"]
+    store.set_state("2", "finished")
+    assert [study.spec.name for study, _ in store.study_page(9, state="finished").studies] == ["2"]
+    assert store.study_page(9, model="wan", state="finished").studies == ()
+    assert store.study_page(4).last is not None and store.study_page(5).last is None
+
+
+def test_a_page_counts_the_policies_but_not_the_native_one(store: Store) -> None:
+    for name in ("first", "second"):
+        store.create_study(a_spec(name), 1)
+    store.add_evaluation("first", an_evaluation(0, SkipPolicy()))
+    store.add_evaluation("first", an_evaluation(1))
+    store.add_evaluation("first", Evaluation(SkipPolicy("fp8"), "anchor", 2, None, "died"))
+    assert [(study, count) for study, count in store.study_page(9).studies] == [
+        (store.study("second"), 0), (store.study("first"), 2),
+    ]  # fmt: skip
+
+
+def test_models_are_those_of_studies(store: Store) -> None:
+    assert store.models() == []
+    for name, model in (("a", "wan"), ("b", "hunyuan"), ("c", "wan")):
+        store.create_study(a_spec(name, workload=a_workload(model=model, steps=len(store.models()) + 1)), 1)
+    assert store.models() == ["hunyuan", "wan"]
+    store.delete_study("b")
+    assert store.models() == ["wan"]
+
+
+@pytest.mark.parametrize("model", ["a\0b", "\ud800", "x" * 5000])
+def test_a_model_that_no_database_keeps_has_no_study(store: Store, model: str) -> None:
+    assert store.studies(model) == [] and store.stamps(model) == () and store.study_page(9, model=model).studies == ()
+
+
+def test_a_study_is_found_by_its_id(store: Store) -> None:
+    for name in ("a/b", "\N{SNOWMAN}", "../x"):
+        store.create_study(a_spec(name), 1)
+        assert store.name_of(study_id(name)) == name
+    for key in (study_id("none"), "", "\0", "\ud800", "x" * 10_000):
+        with pytest.raises(NotFoundError, match="no study of id"):
+            store.name_of(key)
+
+
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "set_state": lambda store: store.set_state("first", "finished", "enough"),
+    "set_target": lambda store: store.set_target("first", 9),
+    "set_requirement": lambda store: store.set_requirement("first", Requirement((), "mean")),
+    "set_baseline": lambda store: store.set_baseline("first", Baseline(1.0, 2.0, 3.0)),
+    "add_evaluation": lambda store: store.add_evaluation("first", an_evaluation(7)),
+    "set_holdout": lambda store: store.set_holdout("first", an_evaluation().policy.key, ()),
+    "set_latency": lambda store: store.set_latency("first", an_evaluation().policy.key, Latency(0.5, "measured")),
+    "set_latencies": lambda store: store.set_latencies("first", "other", {}),
+    "anew": lambda store: (store.delete_study("first"), store.create_study(a_spec(), 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_of_a_study_moves_its_stamp(store: Store, change: str) -> None:
+    for name in ("first", "second"):
+        store.create_study(a_spec(name), 1)
+        store.add_evaluation(name, an_evaluation())
+    before, other = store.stamp("first"), store.stamp("second")
+    assert store.stamps(a_workload().model) == (other, before)
+    assert {before: 1}[store.stamp("first")] == 1
+    assert store.claim("first", "native", WORKER) and store.stamp("first") == before  # not a figure
+    CHANGES[change](store)
+    assert store.stamp("first") != before and store.stamp("first").name == "first"
+    assert store.stamp("second") == other
+    assert set(store.stamps(a_workload().model)) == {store.stamp("first"), other}
+
+
 def test_the_newest_baseline_of_the_same_workload_and_environment_is_found(store: Store) -> None:
     spec, baseline = a_spec(), Baseline(100.0, 1.5, 2.5)
     key = spec.workload.fingerprint, fingerprint_of(spec.environment)
@@ -300,6 +383,9 @@ def test_a_deleted_study_leaves_nothing(store: Store) -> None:
 WORKER = Worker.of_this_process()
 MISSING: dict[str, Callable[[Store, str], object]] = {
     "study": lambda store, name: store.study(name),
+    "stamp": lambda store, name: store.stamp(name),
+    "evaluation_page": lambda store, name: store.evaluation_page(name, 5),
+    "evaluation_of_digest": lambda store, name: store.evaluation_of_digest(name, "0" * 64),
     "set_state": lambda store, name: store.set_state(name, "finished"),
     "set_target": lambda store, name: store.set_target(name, 1),
     "set_baseline": lambda store, name: store.set_baseline(name, Baseline(1.0, 1.0, 1.0)),
@@ -344,6 +430,38 @@ def test_evaluations_come_by_number_and_failed_ones_too(store: Store) -> None:
     assert store.count("first") == 3
     assert store.evaluation("first", failed.policy.key) == failed
     assert store.evaluation("first", "fp8:9/9") is None
+
+
+def test_evaluations_come_in_pages_and_by_digest(store: Store) -> None:
+    store.create_study(a_spec(), 5)
+    assert (store.evaluation_page("first", 3).evaluations, store.evaluation_page("first", 3).last) == ((), None)
+    made = [an_evaluation(number) for number in (0, 1, 2, 5, 6)]
+    for evaluation in made:
+        store.add_evaluation("first", evaluation)
+    first = store.evaluation_page("first", 2)
+    assert (list(first.evaluations), first.last) == (made[:2], 1)
+    second = store.evaluation_page("first", 2, 1)
+    assert (list(second.evaluations), second.last) == (made[2:4], 5)
+    third = store.evaluation_page("first", 2, 5)
+    assert (list(third.evaluations), third.last) == (made[4:], None)
+    assert store.evaluation_page("first", 5).last is None
+    assert store.evaluation_page("first", 5, 2**62).evaluations == ()
+    assert store.evaluation_of_digest("first", rows.digest(made[3].policy.key)) == made[3]
+    for digest in (rows.digest("fp8:9/9"), ""):
+        assert store.evaluation_of_digest("first", digest) is None
+
+
+def test_a_page_reads_its_own_cases_only(store: Store) -> None:
+    store.create_study(a_spec(), 20)
+    for number in range(20):
+        store.add_evaluation("first", an_evaluation(number))
+    read: list[int] = []
+    of_row = rows.case_of
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rows, "case_of", lambda row: (read.append(1), of_row(row))[1])
+        assert len(store.evaluation_page("first", 2).evaluations) == 2
+    workload = a_workload()
+    assert len(read) == 2 * len(workload.cases + workload.holdout_cases)
 
 
 def test_the_number_of_queries_does_not_grow(store: Store) -> None:

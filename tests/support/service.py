@@ -29,8 +29,8 @@ class Service:
         assert "Traceback" not in response.text
         return response
 
-    def get(self, path: str, parameters: Any = None) -> httpx.Response:
-        return self.request("GET", path, parameters)
+    def get(self, path: str, parameters: Any = None, **more: Any) -> httpx.Response:
+        return self.request("GET", path, parameters, **more)
 
     def recommended(self, **parameters: Any) -> httpx.Response:
         return self.get("/api/v1/recommendations", parameters)
@@ -43,12 +43,12 @@ def strict_json(response: httpx.Response) -> Any:
     return json.loads(response.text, parse_constant=refuse)
 
 
-def problem(response: httpx.Response, status: int, kind: str) -> str:
-    """Check that it is a problem document (RFC 9457) of that kind; its detail."""
+def problem(response: httpx.Response, status: int, kind: str, *extension: str) -> str:
+    """Check that it is a problem document (RFC 9457) of that kind, with these further members; its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     document = strict_json(response)
-    assert document.keys() == {"type", "title", "status", "detail"}
+    assert document.keys() == {"type", "title", "status", "detail", *extension}
     assert (document["type"], document["status"]) == (f"urn:fa-tune:{kind}", status)
     detail: str = document["detail"]
     assert detail

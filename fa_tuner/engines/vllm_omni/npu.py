@@ -56,6 +56,11 @@ def generation(name: str) -> str | None:
     return next((label for label, pattern in _GENERATIONS.items() if pattern.fullmatch(name.strip())), None)
 
 
+def generation_in(text: str) -> str | None:
+    """That of the first device that a text names, such as "2 x Ascend950PR"; None where it names none."""
+    return next((label for label, pattern in _GENERATIONS.items() if pattern.search(text)), None)
+
+
 def cann(environment: Mapping[str, str], ascend: Path) -> tuple[str, Path] | None:
     """CANN's version and the file it was read from, that of the active installation first."""
     active = [environment[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if environment.get(name)]

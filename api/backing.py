@@ -1,0 +1,95 @@
+"""What the routes stand on: the store and the artifacts, opened once for the application."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from fa_tuner.recommend.memory import Memory
+from fa_tuner.settings import StoreSettings
+from fa_tuner.store.artifacts import Artifacts
+from fa_tuner.store.repository import Store
+
+MOST_NAMES = 10_000
+
+
+class Backing:
+    """Opened by the first request that needs it, and tried again by the next one where it cannot be. Safe from several
+    threads."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings, self._lock = settings, threading.Lock()
+        self._store: Store | None = None
+        self._memory: Memory | None = None
+        self._artifacts: Artifacts | None = None
+        self._names: dict[str, str] = {}
+
+    @property
+    def store(self) -> Store:
+        """
+        Raises:
+            StoreError: it cannot be opened.
+        """
+        with self._lock:
+            if self._store is None:
+                self._store = Store.open(self._settings.url)
+            return self._store
+
+    @property
+    def memory(self) -> Memory:
+        """What the store has, kept while it stays as it is; raises as `store`."""
+        store = self.store
+        with self._lock:
+            if self._memory is None:
+                self._memory = Memory(store)
+            return self._memory
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """
+        Raises:
+            StoreError: a kind of URL that cannot be opened.
+        """
+        with self._lock:
+            if self._artifacts is None:
+                settings = self._settings
+                self._artifacts = Artifacts(settings.artifact_root, settings.artifact_quota_mb * 2**20)
+            return self._artifacts
+
+    def name_of(self, study_id: str) -> str:
+        """The name of a study by its id, looked for once: a name has one id for ever.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        if (known := self._names.get(study_id)) is None:
+            known = self.store.name_of(study_id)
+            if len(self._names) < MOST_NAMES:
+                self._names[study_id] = known
+        return known
+
+    def close(self) -> None:
+        """Give the store's connections back; the next request opens it again."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+            self._store = self._memory = None
+
+
+def backing_of(request: Request) -> Backing:
+    backing: Backing = request.app.state.backing
+    return backing
+
+
+Backed = Annotated[Backing, Depends(backing_of)]
+StudyId = Annotated[str, Path(pattern="^[0-9a-f]{16}$", description="`id` of the study", examples=["9f86d081884c7d65"])]
+
+
+def study_named(study_id: StudyId, backing: Backed) -> str:
+    """The name of the study that a route is about."""
+    return backing.name_of(study_id)
+
+
+StudyName = Annotated[str, Depends(study_named)]

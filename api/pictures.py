@@ -1,0 +1,67 @@
+"""What was generated: frames and clips, by study, policy and case."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import Response
+
+from fa_tuner.domain.errors import NotFoundError
+from fa_tuner.domain.study import study_id
+
+from .backing import Backed, StudyName
+from .problems import problems
+from .studies import POLICY_ID
+from .tagged import IF_NONE_MATCH, tagged
+
+PolicyId = Annotated[str, Path(pattern=POLICY_ID, description="`id` of the policy; the native one's is the baseline")]
+CaseNumber = Annotated[int, Path(ge=0, le=100_000, description="of the searched prompt and seed, from 0", examples=[0])]
+
+router = APIRouter(prefix="/studies/{study_id}/policies/{policy_id}/cases/{case}", tags=["studies"])
+
+
+def _responses(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        200: {"description": description, "content": content},
+        304: {"description": "The client has it"},
+        **problems(404, 422),
+    }
+
+
+@router.get(
+    "/clip", summary="A clip to look at (MP4)", response_class=Response,
+    openapi_extra={"parameters": [IF_NONE_MATCH]}, responses=_responses("video/mp4", "H.264"),
+)  # fmt: skip
+def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
+    """Kept of the baseline and of the policies on the front."""
+    content = backing.artifacts.clip(name, _policy_key(backing, name, policy_id), case)
+    return _kept(request, content, "video/mp4", name, policy_id, case, "mp4")
+
+
+@router.get(
+    "/frames", summary="Its frames without loss (NumPy archive)", response_class=Response,
+    openapi_extra={"parameters": [IF_NONE_MATCH]},
+    responses=_responses("application/zip", "npz with `frames`, uint8 RGB [frames, height, width, 3]"),
+)  # fmt: skip
+def frames(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
+    """Kept of the baseline and of the policies on the front."""
+    content = backing.artifacts.packed_frames(name, _policy_key(backing, name, policy_id), case)
+    return _kept(request, content, "application/zip", name, policy_id, case, "npz")
+
+
+def _policy_key(backing: Backed, name: str, policy_id: str) -> str:
+    """Of an evaluation that is stored: what a client sends is only compared."""
+    evaluation = backing.store.evaluation_of_digest(name, policy_id)
+    if evaluation is None:
+        raise NotFoundError(f"study {name} has no policy of id {policy_id}")
+    return evaluation.policy.key
+
+
+def _kept(
+    request: Request, content: bytes | None, media_type: str, name: str, policy_id: str, case: int, suffix: str
+) -> Response:
+    if content is None:
+        raise NotFoundError(f"of policy {policy_id} of study {name} nothing is kept for case {case}")
+    return tagged(request, content, media_type, f"fa-tune-{study_id(name)}-{policy_id[:16]}-{case}.{suffix}")

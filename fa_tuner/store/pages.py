@@ -1,0 +1,106 @@
+"""Reading in pages, and what tells that nothing changed. The functions are the inside of `Store` methods."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from fa_tuner.domain.policy import NATIVE
+from fa_tuner.domain.study import Evaluation, Study
+from fa_tuner.store import rows
+from fa_tuner.store.schema import cases, environments, evaluations, studies, workloads
+
+STUDIES = sa.select(
+    studies, workloads.c.document.label("workload"), environments.c.document.label("environment")
+).select_from(studies.join(workloads).join(environments))
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """Of one study: equal to a later one as long as neither the study nor any of its evaluations was changed between
+    the two."""
+
+    name: str
+    version: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """Studies, newest first, each with the number of policies evaluated, the native one not among them. `last` is what
+    the next page begins `before`; None on the last page."""
+
+    studies: tuple[tuple[Study, int], ...]
+    last: int | None
+
+
+@dataclass(frozen=True)
+class EvaluationPage:
+    """Evaluations by their numbers. `last` is what the next page begins `after`; None on the last page."""
+
+    evaluations: tuple[Evaluation, ...]
+    last: int | None
+
+
+def stamps(connection: Connection, where: sa.ColumnElement[bool]) -> tuple[Stamp, ...]:
+    """Newest first; every writing of a figure moves `updated`, and all that is said of a study is in its row."""
+    query = sa.select(studies).select_from(studies.join(workloads)).where(where).order_by(studies.c.id.desc())
+    return tuple(Stamp(row.name, tuple(row)) for row in connection.execute(query))
+
+
+def of_model(model: str) -> sa.ColumnElement[bool]:
+    """Holds for no study where a database could not keep the text."""
+    return workloads.c.model == model if rows.is_text(model) else sa.false()
+
+
+def study_page(
+    connection: Connection, limit: int, before: int | None, model: str | None, state: str | None
+) -> StudyPage:
+    query = STUDIES.order_by(studies.c.id.desc()).limit(limit + 1)
+    if model is not None:
+        query = query.where(of_model(model))
+    if state is not None:
+        query = query.where(studies.c.state == state)
+    if before is not None:
+        query = query.where(studies.c.id < before)
+    found = connection.execute(query).all()
+    page = found[:limit]
+    counted = (
+        sa.select(evaluations.c.study_id, sa.func.count())
+        .where(evaluations.c.study_id.in_([row.id for row in page]), evaluations.c.policy_key != NATIVE)
+        .group_by(evaluations.c.study_id)
+    )
+    counts = {study: count for study, count in connection.execute(counted)} if page else {}
+    last = page[-1].id if len(found) > limit else None
+    return StudyPage(tuple((rows.study_of(row), counts.get(row.id, 0)) for row in page), last)
+
+
+def evaluation_page(connection: Connection, study: int, limit: int, after: int) -> EvaluationPage:
+    query = sa.select(evaluations).where(evaluations.c.study_id == study, evaluations.c.number > after)
+    found = connection.execute(query.order_by(evaluations.c.number).limit(limit + 1)).all()
+    page = found[:limit]
+    mine = evaluations.c.id.in_([row.id for row in page])
+    return EvaluationPage(
+        tuple(with_cases(connection, page, mine)) if page else (), page[-1].number if len(found) > limit else None
+    )
+
+
+def evaluations_of(connection: Connection, where: sa.ColumnElement[bool]) -> list[Evaluation]:
+    """By their numbers; two queries, however many there are."""
+    found = connection.execute(sa.select(evaluations).where(where).order_by(evaluations.c.number)).all()
+    return with_cases(connection, found, where) if found else []
+
+
+def with_cases(connection: Connection, found: Sequence[sa.Row[Any]], where: sa.ColumnElement[bool]) -> list[Evaluation]:
+    """The evaluations that these rows say; `where` holds for them alone."""
+    by_kind: dict[tuple[int, str], list[Any]] = defaultdict(list)
+    for row in connection.execute(sa.select(cases).join(evaluations).where(where).order_by(cases.c.position)):
+        by_kind[row.evaluation_id, row.kind].append(rows.case_of(row))
+    return [
+        rows.evaluation_of(row, by_kind.get((row.id, "search"), ()), by_kind.get((row.id, "holdout"), ()))
+        for row in found
+    ]

@@ -1,0 +1,144 @@
+"""What is kept in memory answers as the store would, and not a moment longer than it stays as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from fa_tuner.domain.errors import NotFoundError
+from fa_tuner.domain.measurement import Constraint, Requirement
+from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
+from fa_tuner.domain.workload import Workload
+from fa_tuner.recommend import memory
+from fa_tuner.recommend.matching import Question
+from fa_tuner.recommend.memory import Memory
+from tests.support.measured import GRID, a_measurement, a_policy
+
+WORK = Workload("wan", ("a cat",), 480, 832, 81, GRID.steps)
+ENVIRONMENT = {"steps": GRID.steps, "layers": list(GRID.layers), "operator": "real"}
+
+
+class Stamp(NamedTuple):
+    name: str
+    version: int
+
+
+@dataclass
+class Counting:
+    """A store that counts what it is asked, and stamps each study with a number."""
+
+    held: dict[str, tuple[Study, list[Evaluation], int]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str, model: str = "wan", relative: float = 0.9) -> None:
+        spec = StudySpec(
+            name, replace(WORK, model=model), ("fp8",), Requirement((Constraint.parse("psnr_db>=30"),)), "tpe", 0,
+            ENVIRONMENT, "measured",
+        )  # fmt: skip
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        made = Evaluation(a_policy("0/"), "try", 0, a_measurement("0/", relative, 40))
+        version = self.held[name][2] + 1 if name in self.held else 0
+        self.held[name] = Study(spec, "finished", now, now, baseline=Baseline(100.0, 1.0, 1.0)), [made], version
+
+    def study(self, name: str) -> Study:
+        self.asked["study"] += 1
+        return self.held[name][0]
+
+    def studies(self, model: str | None = None) -> list[Study]:
+        self.asked["studies"] += 1
+        return [s for s, _, _ in self.held.values() if model in (None, s.spec.workload.model)]
+
+    def models(self) -> list[str]:
+        return sorted({s.spec.workload.model for s, _, _ in self.held.values()})
+
+    def evaluations(self, name: str) -> list[Evaluation]:
+        self.asked["evaluations"] += 1
+        return self.held[name][1]
+
+    def stamp(self, name: str) -> Stamp:
+        self.asked["stamp"] += 1
+        if name not in self.held:
+            raise NotFoundError(name)
+        return Stamp(name, self.held[name][2])
+
+    def stamps(self, model: str) -> tuple[Stamp, ...]:
+        self.asked["stamps"] += 1
+        found = (Stamp(name, version) for name, (s, _, version) in self.held.items() if s.spec.workload.model == model)
+        return tuple(found)
+
+
+@pytest.fixture
+def store() -> Counting:
+    made = Counting()
+    made.add("one")
+    return made
+
+
+def test_the_same_question_is_one_short_query(store: Counting) -> None:
+    kept = Memory(store)
+    first = kept.recommend(Question("wan"))
+    store.asked.clear()
+    assert kept.recommend(Question("wan")) is first
+    assert store.asked == {"stamps": 1}
+
+
+def test_another_question_reads_no_evaluation_again(store: Counting) -> None:
+    kept = Memory(store)
+    kept.recommend(Question("wan"))
+    store.asked.clear()
+    kept.recommend(Question("wan", steps=GRID.steps))
+    assert store.asked == {"stamps": 1}
+
+
+def test_what_changed_is_read_anew(store: Counting) -> None:
+    kept = Memory(store)
+    assert kept.recommend(Question("wan")).measurement.latency.relative == 0.9
+    assert kept.study("one")[1][0].measurement.latency.relative == 0.9  # type: ignore[union-attr]
+    store.add("one", relative=0.8)
+    assert kept.recommend(Question("wan")).measurement.latency.relative == 0.8
+    assert kept.study("one")[1][0].measurement.latency.relative == 0.8  # type: ignore[union-attr]
+    store.add("two", relative=0.7)
+    del store.held["one"]
+    assert kept.recommend(Question("wan")).study.spec.name == "two"
+    with pytest.raises(NotFoundError):
+        kept.study("one")
+
+
+def test_a_study_is_kept_too(store: Counting) -> None:
+    kept = Memory(store)
+    kept.study("one")
+    store.asked.clear()
+    assert kept.study("one")[0].spec.name == "one"
+    assert store.asked == {"stamp": 1}
+
+
+def test_other_models_are_read_for_what_comes_near(store: Counting) -> None:
+    store.add("other", "wan-2.2")
+    with pytest.raises(NotFoundError, match=r"there are studies of wan, wan-2\.2"):
+        Memory(store).recommend(Question("wan-2.1"))
+
+
+def test_memory_is_bounded(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MOST_EVALUATIONS", "MOST_STUDIES", "MOST_ANSWERS"):
+        monkeypatch.setattr(memory, name, 2)
+    kept: Any = Memory(store)
+    for name in ("a", "b", "c"):
+        store.add(name, model=name)
+    for _ in range(2):
+        for name in ("a", "b", "c", "none", "nothing"):
+            if name in store.held:
+                assert kept.recommend(Question(name)).study.spec.name == name
+            else:
+                with pytest.raises(NotFoundError):
+                    kept.recommend(Question(name))
+    for part in (kept._studies, kept._evaluations, kept._answers):
+        assert len(part._kept) <= 2
+    store.asked.clear()
+    kept.recommend(Question("b"))
+    assert store.asked["evaluations"] == 0  # the one before the last is still there
+    kept.recommend(Question("a"))
+    assert store.asked["evaluations"] == 1
