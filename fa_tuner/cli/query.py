@@ -63,11 +63,29 @@ def recommend(
     quality: Quality = None,
     constraint: Constraints = None,
     aggregate: AggregateBy = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Pinned revision.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option("--task", help="t2v or i2v.", show_default=False)] = None,
     dtype: Dtype = None,
     steps: Annotated[int | None, typer.Option("--steps", show_default=False)] = None,
     height: Annotated[int | None, typer.Option("--height", show_default=False)] = None,
     width: Annotated[int | None, typer.Option("--width", show_default=False)] = None,
     frames: Annotated[int | None, typer.Option("--frames", show_default=False)] = None,
+    guided: Annotated[
+        bool | None, typer.Option("--guided/--no-guided", help="With guidance or without.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Generation (A5) or name, or a profile's.", show_default=False)
+    ] = None,
+    engine: Annotated[str | None, typer.Option("--engine", show_default=False)] = None,
+    engine_version: Annotated[
+        str | None, typer.Option("--engine-version", help="As in 0.30.", show_default=False)
+    ] = None,
+    latency_source: Annotated[
+        str | None, typer.Option("--latency-source", help="measured or projected.", show_default=False)
+    ] = None,
+    allow_nearest: Annotated[
+        bool, typer.Option("--allow-nearest", help="Where nothing matches, answer with the nearest.")
+    ] = False,
     storage: Storage = None,
     json_: Json = False,
 ) -> None:
@@ -79,10 +97,12 @@ def recommend(
 
     from .render import print_json, render_recommendation
 
-    wanted = asked(min_psnr, quality, constraint, aggregate)
-    question = Question(model_identity(model), wanted, one_of(dtype), steps, height, width, frames)
+    question = Question(
+        model_identity(model), asked(min_psnr, quality, constraint, aggregate), one_of(dtype), steps, height, width,
+        frames, revision, task, guided, device, engine, engine_version, latency_source,
+    )  # fmt: skip
     with stored(storage) as store:
-        answered = answer(store, question)
+        answered = answer(store, question, allow_nearest)
     if json_:
         print_json(recommendation_document(answered))
     else:

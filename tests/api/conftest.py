@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +43,10 @@ def tuned(settings: ServiceSettings, tmp_path: Path) -> Callable[..., str]:
         return str(model)
 
     return run
+
+
+@pytest.fixture
+def store(settings: StoreSettings) -> Iterator[Store]:
+    """The service's own, to put into it what no landscape gives."""
+    with Store.open(settings.url) as opened:
+        yield opened

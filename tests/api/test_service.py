@@ -86,19 +86,60 @@ def test_it_is_the_answer_of_the_command_line(
     assert len(policies) > 1  # else the questions would prove little
 
 
-def test_the_newest_study_that_has_an_answer_gives_it(service: Service, tuned: Tuned) -> None:
-    tuned(study="older")
-    model = tuned(study="newer", min_psnr=99)
-    assert strict_json(service.recommended(model=model))["study"] == "older"
-    assert strict_json(service.recommended(model=model, min_psnr=30))["study"] == "newer"
+def test_the_study_whose_policy_passed_gives_the_answer(service: Service, tuned: Tuned) -> None:
+    tuned(study="passed")
+    model = tuned(study="unchecked", min_psnr=99)
+    assert strict_json(service.recommended(model=model))["study"] == "passed"
+    assert strict_json(service.recommended(model=model, min_psnr=30))["study"] == "passed"
+
+
+def test_a_further_study_is_seen_at_once(service: Service, tuned: Tuned, settings: StoreSettings) -> None:
+    model = tuned(study="first")
+    assert strict_json(service.recommended(model=model))["study"] == "first"
+    tuned(study="second")
+    assert strict_json(service.recommended(model=model))["study"] == "second"
+    with Store.open(settings.url) as store:
+        store.delete_study("second")
+    assert strict_json(service.recommended(model=model))["study"] == "first"
+
+
+def test_the_answer_says_how_old_it_is_and_where_the_rest_is(service: Service, tuned: Tuned) -> None:
+    answer = strict_json(service.recommended(model=tuned(), min_psnr=32, aggregate="mean"))
+    assert 0 <= answer["age_seconds"] < 600
+    assert answer["verified"] is True and answer["differences"] == []
+    assert answer["worst_psnr_db"] == min(case["metrics"]["psnr_db"] for case in answer["prompts"])
+    assert answer["links"]["evidence"] == []  # replayed: nothing was generated
+    for link in (answer["links"]["study"], answer["links"]["front"]):
+        assert strict_json(service.get(link))["study"] == answer["study"]
+    assert answer["links"]["exports"].keys() == {"deploy", "stage-args", "flags"}
+    for link in answer["links"]["exports"].values():
+        text = service.get(link).text
+        assert f'"{answer["policy"]["skip_steps"]}"' in text
+        assert "psnr_db>=32 (mean prompt)" in text
 
 
 def test_what_is_not_stored_is_not_found(service: Service, tuned: Tuned) -> None:
-    assert "there is no study yet" in problem(service.recommended(model="Wan"), 404, "not-found")
+    assert "there is no study yet" in problem(service.recommended(model="Wan"), 404, "not-found", "nearest")
     model = tuned()
-    assert model in problem(service.recommended(model="Wan"), 404, "not-found")
-    for difference in ({"steps": 40}, {"dtype": "mxfp4"}, {"height": 1280}, {"width": 1280}, {"frames": 121}):
-        problem(service.recommended(model=model, **difference), 404, "not-found")
+    assert model in problem(service.recommended(model="Wan"), 404, "not-found", "nearest")
+    asked: dict[str, Any] = {
+        "steps": 40, "dtype": "mxfp4", "height": 1280, "width": 1280, "frames": 121, "revision": "main", "task": "i2v",
+        "guided": False, "device": "A5", "engine": "diffusers", "engine_version": "0.30", "latency_source": "measured",
+    }  # fmt: skip
+    for name, value in asked.items():
+        response = service.recommended(model=model, **{name: value})
+        problem(response, 404, "not-found", "nearest")
+        (near,) = strict_json(response)["nearest"]
+        assert [each["field"] for each in near["differences"]] == [name]
+        assert strict_json(service.get(near["link"]))["study"] == near["study"]
+
+
+def test_the_nearest_answers_where_that_is_allowed(service: Service, tuned: Tuned) -> None:
+    model = tuned()
+    answer = strict_json(service.recommended(model=model, steps=40, guided=True, allow_nearest=True))
+    assert answer["verified"] is False
+    assert answer["differences"] == [{"field": "steps", "asked": 40, "stored": 6}]
+    problem(service.recommended(model="other", allow_nearest=True), 404, "not-found", "nearest")
 
 
 def test_nothing_qualifies(service: Service, tuned: Tuned) -> None:
@@ -124,6 +165,13 @@ def test_nothing_qualifies(service: Service, tuned: Tuned) -> None:
         ({"aggregate": "median"}, "aggregate"),
         ({"aggregate": "p51"}, "aggregate"),
         ({"dtype": "int4"}, "dtype"),
+        ({"task": "v2v"}, "task"),
+        ({"guided": "perhaps"}, "guided"),
+        ({"device": ""}, "device"),
+        ({"engine_version": "0.30.1"}, "engine_version"),
+        ({"engine_version": "\u0660.\u0661"}, "engine_version"),
+        ({"latency_source": "fitted"}, "latency_source"),
+        ({"allow_nearest": "maybe"}, "allow_nearest"),
         ({"constraint": "psnr>=30"}, "psnr"),
         ({"constraint": "psnr_db<=30"}, "wrong way"),
         ({"constraint": "mae<=nan"}, "metric>=value"),
@@ -148,7 +196,7 @@ def test_a_question_without_a_model(service: Service) -> None:
 @pytest.mark.parametrize("model", ["a\0b", "../../etc/passwd", "%252e%252e", "<script>", "ü" * 4000, "\ud800"])
 def test_odd_models_are_text_and_nothing_else(service: Service, model: str) -> None:
     encoded = quote(model.encode("utf-8", "surrogatepass"))
-    problem(service.get(f"/api/v1/recommendations?model={encoded}"), 404, "not-found")
+    problem(service.get(f"/api/v1/recommendations?model={encoded}"), 404, "not-found", "nearest")
 
 
 def test_routes_and_methods_that_are_not_there(service: Service) -> None:
