@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import threading
-from typing import Annotated
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Self
 
 from fastapi import Depends, Path, Request
 
+from fa_tuner.domain.study import Recommendation
 from fa_tuner.recommend.memory import Memory
+from fa_tuner.report.documents import recommendation_document
 from fa_tuner.settings import StoreSettings
 from fa_tuner.store.artifacts import Artifacts
 from fa_tuner.store.repository import Store
 
+from . import schemas
+from .links import recommendation_links
+
 MOST_NAMES = 10_000
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A recommendation as JSON text that lacks its age, and when its study's last figure was stored."""
+
+    text: str
+    updated: datetime
+
+    @classmethod
+    def of(cls, found: Recommendation) -> Self:
+        """Checked against the schema, once."""
+        document = {**recommendation_document(found), "links": recommendation_links(found), "age_seconds": 0.0}
+        checked = schemas.Recommendation.model_validate(document)
+        return cls(checked.model_dump_json(exclude_unset=True, exclude={"age_seconds"}), found.study.updated)
+
+    def as_of(self, now: datetime) -> str:
+        """The whole text."""
+        age = max(0.0, (now - self.updated).total_seconds())  # the clock of another host may be ahead
+        return f'{self.text[:-1]},"age_seconds":{age}}}'
 
 
 class Backing:
@@ -22,7 +49,7 @@ class Backing:
     def __init__(self, settings: StoreSettings) -> None:
         self._settings, self._lock = settings, threading.Lock()
         self._store: Store | None = None
-        self._memory: Memory | None = None
+        self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
         self._names: dict[str, str] = {}
 
@@ -38,12 +65,12 @@ class Backing:
             return self._store
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> Memory[Answer]:
         """What the store has, kept while it stays as it is; raises as `store`."""
         store = self.store
         with self._lock:
             if self._memory is None:
-                self._memory = Memory(store)
+                self._memory = Memory(store, Answer.of)
             return self._memory
 
     @property

@@ -6,18 +6,18 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from fa_tuner.domain.measurement import AGGREGATE, PRESETS, Requirement
 from fa_tuner.domain.study import study_id
 from fa_tuner.recommend.matching import Nearest, NoMatchError, Question
-from fa_tuner.report.documents import difference_document, recommendation_document
+from fa_tuner.report.documents import difference_document
 from fa_tuner.settings import asked_for
 
 from . import schemas
 from .backing import Backed
-from .links import recommendation_links, study_path
+from .links import study_path
 from .problems import problem_of, problems
 
 Model = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -79,22 +79,16 @@ router = APIRouter(tags=["recommendations"])
     "/recommendations",
     summary="The recommended policy with its evidence",
     response_model=schemas.Recommendation,
-    response_model_exclude_unset=True,
     responses={
         **problems(422),
         404: {"model": schemas.NoMatch | schemas.Problem, "description": "No study matches, or no policy qualifies"},
     },
 )
-def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> dict[str, Any]:
+def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> Response:
     """Answered from what is stored. Among several matching studies a finished one counts before others, then one whose
     policy passed on held-out prompts, then more prompts, then newer figures."""
-    found = backing.memory.recommend(query.question(), query.allow_nearest)
-    age = (datetime.now(UTC) - found.study.updated).total_seconds()
-    return {
-        **recommendation_document(found),
-        "age_seconds": max(0.0, age),  # the clock of another host may be ahead
-        "links": recommendation_links(found),
-    }
+    answer = backing.memory.recommend(query.question(), query.allow_nearest)
+    return Response(answer.as_of(datetime.now(UTC)), media_type="application/json")
 
 
 def install_no_match_handler(app: FastAPI) -> None:

@@ -81,7 +81,7 @@ def ranked(measured: Iterable[Candidate], requirement: Requirement, fitted: bool
     than their spread are ties, and go by the shorter selectors. One that failed on held-out prompts does not meet the
     requirement.
     """
-    qualified = (c for c in measured if (fitted or not c.fitted) and c.gains_beyond_noise and _able(c, requirement))
+    qualified = (c for c in measured if _qualifies(c, requirement, fitted))
     how = requirement.aggregate
     left = sorted(qualified, key=lambda c: (c.objectives(how).latency, -c.objectives(how).psnr_db, _selector_length(c)))
     order: list[Candidate] = []
@@ -115,6 +115,10 @@ def unsettled(
     return sorted((c for c in able if c.measurement.latency.repeats < repeats and least(c) <= bound), key=least)
 
 
+def _qualifies(candidate: Candidate, requirement: Requirement, fitted: bool = False) -> bool:
+    return (fitted or not candidate.fitted) and candidate.gains_beyond_noise and _able(candidate, requirement)
+
+
 def _able(candidate: Candidate, requirement: Requirement) -> bool:
     return (
         not candidate.policy.is_native
@@ -126,18 +130,23 @@ def _able(candidate: Candidate, requirement: Requirement) -> bool:
 def faster_by_fit(measured: Iterable[Candidate], requirement: Requirement, chosen: Candidate) -> int:
     """How many that meet the requirement are faster than the chosen one by a latency that is only fitted."""
     limit = chosen.measurement.latency.relative
-    return sum(c.fitted and c.measurement.latency.relative < limit for c in measured if _able(c, requirement))
+    return sum(c.fitted and c.measurement.latency.relative < limit and _able(c, requirement) for c in measured)
 
 
 def best(measured: Sequence[Candidate], requirement: Requirement) -> Candidate:
-    """
+    """The first of the `ranked`, without ranking those that are too slow to be it.
+
     Raises:
         NothingQualifiesError: none does; the message names the nearest policy.
     """
-    order = ranked(measured, requirement)
-    if not order:
+    order = sorted(measured, key=lambda c: c.measurement.latency.relative)
+    fastest = next((c.measurement.latency for c in order if _qualifies(c, requirement)), None)
+    if fastest is None:
         raise NothingQualifiesError(_nearest_message(measured, requirement))
-    return order[0]
+    spread = max(c.measurement.latency.spread for c in order if c.measurement.latency.relative == fastest.relative)
+    reach = fastest.relative * (1 + spread)
+    near = (c for c in measured if fastest.relative <= c.measurement.latency.relative <= reach)
+    return ranked(near, requirement)[0]
 
 
 def check_floor(requirement: Requirement, baseline: Baseline) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
+from fa_tuner.domain.errors import FaTuneError
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
-from fa_tuner.recommend.matching import Question
-from fa_tuner.recommend.question import Studies, recommend
+from fa_tuner.recommend.matching import NoMatchError, Question
+from fa_tuner.recommend.question import REFUSALS, Studies, recommend
 
-MOST_EVALUATIONS = 20_000
+MOST_EVALUATIONS = 40_000  # some 5 KB each
 MOST_STUDIES = 10_000
 MOST_ANSWERS = 10_000
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 class Stamp(Protocol):
@@ -33,18 +35,20 @@ class Stamped(Studies, Protocol):
     def stamps(self, model: str) -> tuple[Any, ...]: ...
 
 
-class Memory:
+class Memory(Generic[A]):
     """Answers as the store would. What it hands out is shared: nobody may change it. Safe from several threads.
 
     A stamp is read first and goes with what is read after it. What was changed in between is kept under a stamp that
     never comes again, so that it is read anew.
     """
 
-    def __init__(self, store: Stamped) -> None:
-        self._store = store
+    def __init__(self, store: Stamped, render: Callable[[Recommendation], A]) -> None:
+        """Recommendations are kept as `render` gives them."""
+        self._store, self._render, self._working = store, render, threading.Lock()
         self._studies = _Latest[tuple[Study, ...]](MOST_STUDIES)
         self._evaluations = _Latest[list[Evaluation]](MOST_EVALUATIONS)
-        self._answers = _Latest[Recommendation](MOST_ANSWERS)
+        self._answers = _Latest[A | FaTuneError](MOST_ANSWERS)
+        self._checked = _Latest[bool](MOST_STUDIES)
 
     def study(self, name: str) -> tuple[Study, list[Evaluation]]:
         """A study with all its evaluations.
@@ -72,31 +76,54 @@ class Memory:
             self._studies.put(key, known, len(known))
         return list(known)
 
-    def recommend(self, question: Question, allow_nearest: bool = False) -> Recommendation:
+    def is_checked(self, stamp: Stamp) -> bool:
+        if (known := self._checked.get(stamp)) is None:
+            known = self._store.is_checked(stamp.name)
+            self._checked.put(stamp, known, 1)
+        return known
+
+    def recommend(self, question: Question, allow_nearest: bool = False) -> A:
         """As `question.recommend`; one short query where it was asked before and nothing was changed since."""
         stamps = self._store.stamps(question.model)
         key = question, allow_nearest, stamps
         if (known := self._answers.get(key)) is None:
-            known = recommend(_AsOf(self, self._store, question.model, stamps), question, allow_nearest)
-            self._answers.put(key, known, 1)
+            with self._working:  # those who ask the same at once wait for one answer
+                if (known := self._answers.get(key)) is None:
+                    known = self._worked_out(question, allow_nearest, stamps)
+                    if stamps:  # of a model without studies the answer hangs on the studies of others
+                        self._answers.put(key, known, 1)
+        if isinstance(known, FaTuneError):
+            raise known.with_traceback(None)
         return known
+
+    def _worked_out(self, question: Question, allow_nearest: bool, stamps: tuple[Stamp, ...]) -> A | FaTuneError:
+        try:
+            return self._render(recommend(_AsOf(self, self._store, question.model, stamps), question, allow_nearest))
+        except (NoMatchError, *REFUSALS) as refused:
+            return refused
 
 
 class _AsOf:
     """The store as one question sees it."""
 
-    def __init__(self, memory: Memory, store: Stamped, model: str, stamps: tuple[Stamp, ...]) -> None:
-        self._memory, self._store, self._model, self._stamps = memory, store, model, stamps
+    def __init__(self, memory: Memory[Any], store: Stamped, model: str, stamps: tuple[Stamp, ...]) -> None:
+        self._memory, self._store, self._model = memory, store, model
+        self._stamps = {stamp.name: stamp for stamp in stamps}
+        self._all = stamps
 
     def studies(self, model: str | None = None) -> list[Study]:
-        return self._memory.studies(model, self._stamps) if model == self._model else self._store.studies(model)
+        return self._memory.studies(model, self._all) if model == self._model else self._store.studies(model)
 
     def models(self) -> list[str]:
         return self._store.models()
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        stamp = next((stamp for stamp in self._stamps if stamp.name == name), None)
+        stamp = self._stamps.get(name)
         return self._store.evaluations(name) if stamp is None else self._memory.evaluations(stamp)
+
+    def is_checked(self, name: str) -> bool:
+        stamp = self._stamps.get(name)
+        return self._store.is_checked(name) if stamp is None else self._memory.is_checked(stamp)
 
 
 class _Latest(Generic[T]):

@@ -31,6 +31,7 @@ class Studies(Protocol):
     def studies(self, model: str | None = None) -> list[Study]: ...
     def models(self) -> list[str]: ...
     def evaluations(self, name: str) -> list[Evaluation]: ...
+    def is_checked(self, name: str) -> bool: ...
 
 
 def recommend_from(
@@ -100,7 +101,7 @@ def _first_of(store: Studies, matching: list[Study], question: Question) -> Reco
     for group in (finished, [study for study in matching if study.state != "finished"]):
         unchecked: Recommendation | None = None
         for study in _ranked(group):
-            if unchecked is not None and not study.spec.workload.holdout:
+            if unchecked is not None and not store.is_checked(study.spec.name):
                 continue  # could not have passed
             try:
                 found = _answer(store, study, question)

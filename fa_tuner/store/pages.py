@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -18,6 +18,21 @@ from fa_tuner.store.schema import cases, environments, evaluations, studies, wor
 STUDIES = sa.select(
     studies, workloads.c.document.label("workload"), environments.c.document.label("environment")
 ).select_from(studies.join(workloads).join(environments))
+
+# dates as the driver has them: they are only compared
+_STAMPS = (
+    sa.select(
+        studies.c.name,
+        *(sa.type_coerce(column, sa.String) for column in studies.c if column is not studies.c.name),
+    )
+    .select_from(studies.join(workloads))
+    .order_by(studies.c.id.desc())
+)
+# built once: the text of a statement that is there already need not be looked for
+_BY = {
+    "model": _STAMPS.where(workloads.c.model == sa.bindparam("wanted")),
+    "name": _STAMPS.where(studies.c.name == sa.bindparam("wanted")),
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,11 @@ class EvaluationPage:
     last: int | None
 
 
-def stamps(connection: Connection, where: sa.ColumnElement[bool]) -> tuple[Stamp, ...]:
+def stamps(connection: Connection, by: Literal["model", "name"], wanted: str) -> tuple[Stamp, ...]:
     """Newest first; every writing of a figure moves `updated`, and all that is said of a study is in its row."""
-    query = sa.select(studies).select_from(studies.join(workloads)).where(where).order_by(studies.c.id.desc())
-    return tuple(Stamp(row.name, tuple(row)) for row in connection.execute(query))
+    if not rows.is_text(wanted):
+        return ()
+    return tuple(Stamp(row[0], tuple(row)) for row in connection.execute(_BY[by], {"wanted": wanted}))
 
 
 def of_model(model: str) -> sa.ColumnElement[bool]:

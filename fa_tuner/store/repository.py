@@ -135,14 +135,14 @@ class Store:
         """
         if rows.is_name(name):
             with self._database.reading() as connection:
-                if found := pages.stamps(connection, studies.c.name == name):
+                if found := pages.stamps(connection, "name", name):
                     return found[0]
         raise self._no_study(name)
 
     def stamps(self, model: str) -> tuple[Stamp, ...]:
         """Of the studies of a model, newest first."""
         with self._database.reading() as connection:
-            return pages.stamps(connection, pages.of_model(model))
+            return pages.stamps(connection, "model", model)
 
     def set_state(self, name: str, state: StudyState, reason: str = "") -> None:
         """Say how the study stands, and why.
@@ -269,6 +269,17 @@ class Store:
         """
         with self._database.reading() as connection:
             return pages.evaluation_page(connection, self._id(connection, name), limit, after)
+
+    def is_checked(self, name: str) -> bool:
+        """Whether any of its policies was run on held-out prompts.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            mine = evaluations.c.study_id == self._id(connection, name)
+            query = sa.select(cases.c.evaluation_id).join(evaluations).where(mine, cases.c.kind == "holdout").limit(1)
+            return connection.scalar(query) is not None
 
     def count(self, name: str) -> int:
         """How many evaluations there are, failed ones too.

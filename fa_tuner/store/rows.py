@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Row
@@ -232,7 +233,7 @@ def study_of(row: Row[Any]) -> Study:
 
 
 def evaluation_of(row: Row[Any], search: Iterable[CaseQuality], holdout: Iterable[CaseQuality]) -> Evaluation:
-    policy = SkipPolicy(row.dtype, SkipSelector.parse(row.skip_steps), SkipSelector.parse(row.skip_layers))
+    policy = SkipPolicy(row.dtype, _selector_of(row.skip_steps), _selector_of(row.skip_layers))
     measurement = None
     if row.latency_relative is not None:
         measurement = Measurement(
@@ -254,6 +255,11 @@ def evaluation_of(row: Row[Any], search: Iterable[CaseQuality], holdout: Iterabl
             json.loads(row.detail),
         )
     return Evaluation(policy, row.origin, row.number, measurement, row.reason)
+
+
+@lru_cache(maxsize=4096)  # policies of a study share many of them
+def _selector_of(text: str) -> SkipSelector:
+    return SkipSelector.parse(text)
 
 
 def case_of(row: Row[Any]) -> CaseQuality:

@@ -384,6 +384,7 @@ WORKER = Worker.of_this_process()
 MISSING: dict[str, Callable[[Store, str], object]] = {
     "study": lambda store, name: store.study(name),
     "stamp": lambda store, name: store.stamp(name),
+    "is_checked": lambda store, name: store.is_checked(name),
     "evaluation_page": lambda store, name: store.evaluation_page(name, 5),
     "evaluation_of_digest": lambda store, name: store.evaluation_of_digest(name, "0" * 64),
     "set_state": lambda store, name: store.set_state(name, "finished"),
@@ -449,6 +450,14 @@ def test_evaluations_come_in_pages_and_by_digest(store: Store) -> None:
     assert store.evaluation_of_digest("first", rows.digest(made[3].policy.key)) == made[3]
     for digest in (rows.digest("fp8:9/9"), ""):
         assert store.evaluation_of_digest("first", digest) is None
+
+
+def test_a_study_is_checked_once_a_policy_ran_on_held_out_prompts(store: Store) -> None:
+    for name in ("first", "second"):
+        store.create_study(a_spec(name), 5)
+        store.add_evaluation(name, an_evaluation())
+    store.set_holdout("first", an_evaluation().policy.key, ())
+    assert (store.is_checked("first"), store.is_checked("second")) == (False, True)
 
 
 def test_a_page_reads_its_own_cases_only(store: Store) -> None:

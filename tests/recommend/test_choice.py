@@ -151,6 +151,7 @@ def test_ranking_loses_none_and_invents_none(points: list[tuple[int, int, float]
         fastest = min(c.measurement.latency.relative for c in found)
         reach = max(c.measurement.latency.spread for c in found)
         assert found[0].measurement.latency.relative <= fastest * (1 + reach)
+        assert best(measured, FROM_30) is found[0]
 
 
 # --- what to say when none does -------------------------------------------------------------------------------------

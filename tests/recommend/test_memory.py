@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from fa_tuner.domain.errors import NotFoundError
+from fa_tuner.domain.errors import NotFoundError, NothingQualifiesError
 from fa_tuner.domain.measurement import Constraint, Requirement
-from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
+from fa_tuner.domain.study import Baseline, Evaluation, Recommendation, Study, StudySpec
 from fa_tuner.domain.workload import Workload
 from fa_tuner.recommend import memory
 from fa_tuner.recommend.matching import Question
@@ -59,6 +61,10 @@ class Counting:
         self.asked["evaluations"] += 1
         return self.held[name][1]
 
+    def is_checked(self, name: str) -> bool:
+        self.asked["is_checked"] += 1
+        return False
+
     def stamp(self, name: str) -> Stamp:
         self.asked["stamp"] += 1
         if name not in self.held:
@@ -71,6 +77,13 @@ class Counting:
         return tuple(found)
 
 
+def same(answer: Recommendation) -> Recommendation:
+    return answer
+
+
+STRICT = Requirement((Constraint.parse("psnr_db>=60"),))
+
+
 @pytest.fixture
 def store() -> Counting:
     made = Counting()
@@ -79,7 +92,7 @@ def store() -> Counting:
 
 
 def test_the_same_question_is_one_short_query(store: Counting) -> None:
-    kept = Memory(store)
+    kept = Memory(store, same)
     first = kept.recommend(Question("wan"))
     store.asked.clear()
     assert kept.recommend(Question("wan")) is first
@@ -87,7 +100,7 @@ def test_the_same_question_is_one_short_query(store: Counting) -> None:
 
 
 def test_another_question_reads_no_evaluation_again(store: Counting) -> None:
-    kept = Memory(store)
+    kept = Memory(store, same)
     kept.recommend(Question("wan"))
     store.asked.clear()
     kept.recommend(Question("wan", steps=GRID.steps))
@@ -95,7 +108,7 @@ def test_another_question_reads_no_evaluation_again(store: Counting) -> None:
 
 
 def test_what_changed_is_read_anew(store: Counting) -> None:
-    kept = Memory(store)
+    kept = Memory(store, same)
     assert kept.recommend(Question("wan")).measurement.latency.relative == 0.9
     assert kept.study("one")[1][0].measurement.latency.relative == 0.9  # type: ignore[union-attr]
     store.add("one", relative=0.8)
@@ -109,7 +122,7 @@ def test_what_changed_is_read_anew(store: Counting) -> None:
 
 
 def test_a_study_is_kept_too(store: Counting) -> None:
-    kept = Memory(store)
+    kept = Memory(store, same)
     kept.study("one")
     store.asked.clear()
     assert kept.study("one")[0].spec.name == "one"
@@ -119,13 +132,46 @@ def test_a_study_is_kept_too(store: Counting) -> None:
 def test_other_models_are_read_for_what_comes_near(store: Counting) -> None:
     store.add("other", "wan-2.2")
     with pytest.raises(NotFoundError, match=r"there are studies of wan, wan-2\.2"):
-        Memory(store).recommend(Question("wan-2.1"))
+        Memory(store, same).recommend(Question("wan-2.1"))
+
+
+@pytest.mark.parametrize("question", [Question("wan", steps=99), Question("wan", STRICT)])
+def test_a_refusal_is_kept_too(store: Counting, question: Question) -> None:
+    kept = Memory(store, same)
+    said = []
+    for _ in range(2):
+        store.asked.clear()
+        with pytest.raises((NotFoundError, NothingQualifiesError)) as refused:
+            kept.recommend(question)
+        said.append(str(refused.value))
+    assert store.asked == {"stamps": 1} and said[0] == said[1]
+
+
+def test_what_comes_near_an_unknown_model_is_asked_anew(store: Counting) -> None:
+    kept = Memory(store, same)
+    for known in ("wan", "wan, wan-2"):
+        with pytest.raises(NotFoundError, match=f"studies of {known}$"):
+            kept.recommend(Question("wan-3"))
+        store.add("other", "wan-2")
+
+
+def test_those_who_ask_the_same_at_once_wait_for_one_answer(store: Counting) -> None:
+    kept, begun = Memory(store, same), threading.Barrier(8)
+
+    def ask() -> Recommendation:
+        begun.wait()
+        return kept.recommend(Question("wan"))
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [future.result() for future in [pool.submit(ask) for _ in range(8)]]
+    assert all(answer is answers[0] for answer in answers)
+    assert store.asked["evaluations"] == 1
 
 
 def test_memory_is_bounded(store: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MOST_EVALUATIONS", "MOST_STUDIES", "MOST_ANSWERS"):
         monkeypatch.setattr(memory, name, 2)
-    kept: Any = Memory(store)
+    kept: Any = Memory(store, same)
     for name in ("a", "b", "c"):
         store.add(name, model=name)
     for _ in range(2):

@@ -58,6 +58,9 @@ class Stored:
     def studies(self, model: str | None = None) -> list[Study]:
         return [s for s, _ in self.held if model in (None, s.spec.workload.model)]
 
+    def is_checked(self, name: str) -> bool:
+        return any(m.holdout for s, measured in self.held for m in measured if s.spec.name == name)
+
     def evaluations(self, name: str) -> list[Evaluation]:
         return next(evaluations_of(*measured) for s, measured in self.held if s.spec.name == name)
 
