@@ -198,7 +198,6 @@ class Study(Document):
     updated: Moment = Field(description="when its last figure was stored")
     links: StudyLinks
     latency_profile: str | Left = LEFT_OUT
-    latency_fits: list[LatencyFit] | Left = LEFT_OUT
     noise_floor_db: Number | Left = Field(
         None, description="absent before the baseline was run", json_schema_extra=_no_default
     )
@@ -212,10 +211,29 @@ class Studies(Document):
     next: str | Left = LEFT_OUT
 
 
-class Front(Study):
-    """The Pareto front, fastest first, and the recommended policy where there is one."""
+class ShadowAgreement(Document):
+    """How well the shadow probes foretell what was measured: rank correlation of squared errors, and dB missed."""
+
+    prompt: str
+    seed: int
+    policies: int
+    rank_correlation: Number
+    spread_db: Number
+
+
+class SearchedStudy(Study):
+    """With what the search cost, in generations of every prompt, and how far its predictions were right, where it made
+    any. `front_untimed` policies belong on the front by a latency that is only fitted."""
 
     generation_equivalents: Number
+    latency_fits: list[LatencyFit] | Left = LEFT_OUT
+    shadow_agreement: list[ShadowAgreement] | Left = LEFT_OUT
+    front_untimed: int | Left = LEFT_OUT
+
+
+class Front(SearchedStudy):
+    """The Pareto front, fastest first, and the recommended policy where there is one."""
+
     front: list[FrontPoint]
     recommended: MeasuredPolicy | Left = LEFT_OUT
 

@@ -17,7 +17,7 @@ from fa_tuner.domain.upstream import Release
 from fa_tuner.export import exporter
 from fa_tuner.export.base import MAX_STAGE_ID
 from fa_tuner.recommend.question import chosen_by_hand, recommend_from
-from fa_tuner.report.documents import evaluation_document, fits_of, result_document, study_document
+from fa_tuner.report.documents import evaluation_document, result_document, search_document, study_document
 from fa_tuner.report.sensitivity import sensitivity_document
 
 from . import schemas
@@ -69,13 +69,13 @@ def studies(query: Annotated[StudiesQuery, Query()], backing: Backed) -> dict[st
 
 
 @router.get(
-    "/{study_id}", summary="One study", response_model=schemas.Study, response_model_exclude_unset=True,
+    "/{study_id}", summary="One study", response_model=schemas.SearchedStudy, response_model_exclude_unset=True,
     responses=problems(404, 422),
 )  # fmt: skip
 def study(name: StudyName, backing: Backed) -> dict[str, Any]:
     found, evaluations = backing.memory.study(name)
     evaluated = sum(not e.policy.is_native for e in evaluations)
-    return {**study_document(found, evaluated, fits_of(found, evaluations)), "links": study_links(name)}
+    return {**study_document(found, evaluated), **search_document(found, evaluations), "links": study_links(name)}
 
 
 @router.get(

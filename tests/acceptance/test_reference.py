@@ -38,7 +38,12 @@ def code_words(text: str) -> set[str]:
 
 
 def options(command: Any) -> set[str]:
-    own = {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    own = {
+        name
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+        if name.startswith("-")
+    }
     return own.union(*map(options, getattr(command, "commands", {}).values()))
 
 

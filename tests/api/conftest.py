@@ -46,7 +46,7 @@ def tuned(settings: ServiceSettings, tmp_path: Path) -> Callable[..., str]:
 
 
 @pytest.fixture
-def store(settings: StoreSettings) -> Iterator[Store]:
+def store(settings: ServiceSettings) -> Iterator[Store]:
     """The service's own, to put into it what no landscape gives."""
     with Store.open(settings.url) as opened:
         yield opened

@@ -57,13 +57,19 @@ QUESTIONS: tuple[dict[str, Any], ...] = (
     {"aggregate": "mean", "min_psnr": 36},
     {"aggregate": "p50", "min_psnr": 36},
     {"dtype": "fp8", "steps": 6, "height": 480, "width": 832, "frames": 81},
+    {"task": "t2v", "guided": True, "engine": "replay", "latency_source": "projected", "device": "pr2640"},
+    {"steps": 40, "engine_version": "0.30", "allow_nearest": True},
 )
 
 
 def flags(question: dict[str, Any]) -> list[str]:
     """The same question for the command line."""
-    given = [(name, value if isinstance(value, list) else [value]) for name, value in question.items()]
-    return [word for name, values in given for one in values for word in (f"--{name.replace('_', '-')}", str(one))]
+    words = []
+    for name, value in question.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [w for one in (value if isinstance(value, list) else [value])
+                                               for w in (flag, str(one))]  # fmt: skip
+    return words
 
 
 def test_it_is_the_answer_of_the_command_line(
@@ -93,7 +99,7 @@ def test_the_study_whose_policy_passed_gives_the_answer(service: Service, tuned:
     assert strict_json(service.recommended(model=model, min_psnr=30))["study"] == "passed"
 
 
-def test_a_further_study_is_seen_at_once(service: Service, tuned: Tuned, settings: StoreSettings) -> None:
+def test_a_further_study_is_seen_at_once(service: Service, tuned: Tuned, settings: ServiceSettings) -> None:
     model = tuned(study="first")
     assert strict_json(service.recommended(model=model))["study"] == "first"
     tuned(study="second")
