@@ -12,22 +12,33 @@ from starlette.exceptions import HTTPException
 from fa_tuner.domain.errors import ConflictError
 
 from .access import COOKIE, Caller
+from .problems import problems
 from .security import GuardedApp
 
 
 def install_administration(app: GuardedApp) -> None:
     access, settings = app.access, app.settings
 
-    @app.get("/readyz", summary="Whether the service can answer: its database is there, with the schema it knows")
+    @app.get(
+        "/readyz",
+        tags=["health"],
+        summary="Whether the service can answer: its database is there, with the schema it knows",
+    )
     def readyz() -> dict[str, str]:
         access.database.check()
         return {"status": "ready"}
 
-    @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @app.get("/metrics", tags=["health"], summary="Figures for Prometheus", response_class=Response)
     def metrics() -> Response:
         return Response(app.metrics.text(access.database), media_type=CONTENT_TYPE_LATEST)
 
-    @app.post("/login", status_code=204, summary="A session cookie for the key that the request brings")
+    @app.post(
+        "/login",
+        tags=["session"],
+        status_code=204,
+        summary="A session cookie for the key that the request brings",
+        responses=problems(409, 422),
+    )
     def login(
         request: Request, former: Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)] = None
     ) -> Response:
@@ -46,7 +57,7 @@ def install_administration(app: GuardedApp) -> None:
         )
         return response
 
-    @app.post("/logout", status_code=204, summary="End the session")
+    @app.post("/logout", tags=["session"], status_code=204, summary="End the session")
     def logout(request: Request) -> Response:
         caller: Caller = request.state.caller
         if caller.session is not None:

@@ -15,7 +15,6 @@ from fa_tuner.settings import ServiceSettings, load
 from . import pictures, recommendations, schemas, studies
 from .administration import install_administration
 from .backing import Backing
-from .links import ROOT
 from .problems import install_problem_handlers
 from .security import GuardedApp
 
@@ -51,5 +50,5 @@ def create_app(settings: ServiceSettings | None = None) -> GuardedApp:
         return schemas.Health(status="ok")
 
     for part in (recommendations, studies, pictures):
-        app.include_router(part.router, prefix=ROOT)
+        app.include_router(part.router)
     return app

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import Any
 
 from .access import COOKIE
 from .problems import MEDIA_TYPE
 
+HEALTH = "/healthz"  # which nothing guards
+GUARDED = (400, 401, 403, 413, 429)  # what the guard may answer before any other route is looked for
+PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
     """FastAPI's own document, with problem documents under their media type and the ways in which a request may bring a
     key; none is needed where the service is open."""
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
+            guarded = () if path == HEALTH else GUARDED
+            for status in guarded:
+                response = {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": PROBLEM}}}
+                operation["responses"].setdefault(str(status), response)
             for status, response in operation["responses"].items():
                 if int(status) >= 400 and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}

@@ -11,6 +11,7 @@ from fa_tuner.domain.errors import NotFoundError
 from fa_tuner.domain.study import study_id
 
 from .backing import Backed, StudyName
+from .links import ROOT
 from .problems import problems
 from .studies import POLICY_ID
 from .tagged import IF_NONE_MATCH, tagged
@@ -18,7 +19,7 @@ from .tagged import IF_NONE_MATCH, tagged
 PolicyId = Annotated[str, Path(pattern=POLICY_ID, description="`id` of the policy; the native one's is the baseline")]
 CaseNumber = Annotated[int, Path(ge=0, le=100_000, description="of the searched prompt and seed, from 0", examples=[0])]
 
-router = APIRouter(prefix="/studies/{study_id}/policies/{policy_id}/cases/{case}", tags=["studies"])
+router = APIRouter(prefix=f"{ROOT}/studies/{{study_id}}/policies/{{policy_id}}/cases/{{case}}", tags=["studies"])
 
 
 def _responses(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:

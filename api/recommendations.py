@@ -17,7 +17,7 @@ from fa_tuner.settings import asked_for
 
 from . import schemas
 from .backing import Backed
-from .links import study_path
+from .links import ROOT, study_path
 from .problems import problem_of, problems
 
 Model = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -72,7 +72,7 @@ class RecommendationQuery(Bounds):
         return Question(requirement=self.requirement(), **filters)
 
 
-router = APIRouter(tags=["recommendations"])
+router = APIRouter(prefix=ROOT, tags=["recommendations"])
 
 
 @router.get(

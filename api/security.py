@@ -21,11 +21,10 @@ from fa_tuner.store.keys import Scope as KeyScope
 
 from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
 from .metrics import Metered, Metrics
-from .openapi import complete
+from .openapi import HEALTH, complete
 from .problems import problem
 
 SAFE = ("GET", "HEAD", "OPTIONS")
-HEALTH = "/healthz"
 KEYS = "/api/v1/keys"
 READERS_TOO = ("/login", "/logout")  # changes that every key may make
 HEADERS = {

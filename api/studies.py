@@ -53,7 +53,7 @@ class ExportQuery(Bounds):
     )  # fmt: skip
 
 
-router = APIRouter(prefix="/studies", tags=["studies"])
+router = APIRouter(prefix=f"{ROOT}/studies", tags=["studies"])
 
 
 @router.get(

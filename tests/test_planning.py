@@ -63,11 +63,11 @@ def test_what_is_timed_runs_in_full_and_finalists_again(planned: Planned) -> Non
     made = planned(trials=20, repeats=4, **MEASURED)
     assert made.generations_by_phase == {
         "baseline, twice": 2 * 2 * 4 + 1, "anchors, own and preset policies": 16, "sampler rectangle": 19 * 16,
-        TIMED_AGAIN: MOST_TIMED_AGAIN * 20 * 2 * 2, HELD_OUT: 2,
+        TIMED_AGAIN: MOST_TIMED_AGAIN * (20 + 4) * 2 * 2, HELD_OUT: 2,
     }  # fmt: skip
     assert made.reuse is None and made.saved == 0
     assert made.seconds_about == made.seconds
-    assert planned(trials=3, **MEASURED).generations_by_phase[TIMED_AGAIN] == 3 * 15 * 2 * 2
+    assert planned(trials=3, **MEASURED).generations_by_phase[TIMED_AGAIN] == 3 * (15 + 3) * 2 * 2
 
 
 def test_what_is_projected_though_it_could_be_timed_is_resumed(planned: Planned) -> None:
