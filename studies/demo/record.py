@@ -29,7 +29,8 @@ from fa_tuner.evaluate.profile import DEFAULT_PROFILE, DeviceProfile, load_profi
 from fa_tuner.search.space import Space
 from fa_tuner.settings import load_run_settings
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 PREFIX_CACHE_MB = 64  # the order of the policies needs few prefixes at a time
 SAY_EVERY_SECONDS = 30.0
 
@@ -126,7 +127,7 @@ def record(workload: Workload, dtype: str, attention_ratio: float | None, out: P
     assumed = f"attention ratio {ratio:g} as given" if attention_ratio is not None else f"ratio of {profile.name}"
     (shadows,) = (line["shadows"] for line in journal.lines if "shadows" in line)
     landscape = Landscape.from_measurements(
-        workload,
+        replace(workload, model=named(workload.model)),
         replace(described, dtypes=(dtype,)),
         [measured(line, cases, dtype, grid) for line in journal.lines if "policy" in line],
         made_by=f"studies/demo/record.py; emulated operator; latency projected: share of {profile.name}, {assumed}",
@@ -145,6 +146,12 @@ def record(workload: Workload, dtype: str, attention_ratio: float | None, out: P
     landscape.write(out)
     journal.delete()
     return landscape
+
+
+def named(model: str) -> str:
+    """A model of this repository by its path in it: another machine has it elsewhere."""
+    path = Path(model)
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else model
 
 
 def _text(policy: SkipPolicy) -> str:
