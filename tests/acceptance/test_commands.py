@@ -179,11 +179,11 @@ def test_a_dry_run_counts_generations_and_stores_nothing(
 def test_a_dry_run_where_latency_is_timed_counts_the_finalists(fa_tune: FaTune, replay: Run) -> None:
     timed = ("--engine-arg", "latency=measured", "--dry-run")
     planned = replay(*timed, "--json", trials=3).succeeded().document
-    assert planned["generations"]["finalists timed again, at most"] == 3 * 15 * 2 * 2
+    assert planned["generations"]["finalists timed again, at most"] == 3 * (15 + 3) * 2 * 2
     assert "seconds_about" not in planned and "generation_equivalents_about" not in planned
     said = replay(*timed, trials=3).succeeded().out
     assert "what is timed is never resumed" in said and "about" not in said
-    assert "   180 generations  finalists timed again, at most" in said
+    assert "   216 generations  finalists timed again, at most" in said
 
 
 def test_a_reader_that_goes_away_is_no_error(fa_tune: FaTune, replay: Run) -> None:
