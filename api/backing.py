@@ -9,7 +9,8 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Path, Request
 
-from fa_tuner.domain.study import Recommendation
+from fa_tuner.domain.errors import NotFoundError
+from fa_tuner.domain.study import Evaluation, Recommendation
 from fa_tuner.recommend.memory import Memory
 from fa_tuner.report.documents import recommendation_document
 from fa_tuner.settings import StoreSettings
@@ -96,6 +97,17 @@ class Backing:
             if len(self._names) < MOST_NAMES:
                 self._names[study_id] = known
         return known
+
+    def evaluation(self, name: str, policy_id: str) -> Evaluation:
+        """Of the policy with this id: what a client sends is only compared.
+
+        Raises:
+            NotFoundError: the study has none.
+        """
+        found = self.store.evaluation_of_digest(name, policy_id)
+        if found is None:
+            raise NotFoundError(f"study {name} has no policy of id {policy_id}")
+        return found
 
     def close(self) -> None:
         """Give the store's connections back; the next request opens it again."""

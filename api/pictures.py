@@ -37,7 +37,7 @@ def _responses(media_type: str, description: str) -> dict[int | str, dict[str, A
 )  # fmt: skip
 def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
     """Kept of the baseline and of the policies on the front."""
-    content = backing.artifacts.clip(name, _policy_key(backing, name, policy_id), case)
+    content = backing.artifacts.clip(name, backing.evaluation(name, policy_id).policy.key, case)
     return _kept(request, content, "video/mp4", name, policy_id, case, "mp4")
 
 
@@ -48,16 +48,8 @@ def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed
 )  # fmt: skip
 def frames(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
     """Kept of the baseline and of the policies on the front."""
-    content = backing.artifacts.packed_frames(name, _policy_key(backing, name, policy_id), case)
+    content = backing.artifacts.packed_frames(name, backing.evaluation(name, policy_id).policy.key, case)
     return _kept(request, content, "application/zip", name, policy_id, case, "npz")
-
-
-def _policy_key(backing: Backed, name: str, policy_id: str) -> str:
-    """Of an evaluation that is stored: what a client sends is only compared."""
-    evaluation = backing.store.evaluation_of_digest(name, policy_id)
-    if evaluation is None:
-        raise NotFoundError(f"study {name} has no policy of id {policy_id}")
-    return evaluation.policy.key
 
 
 def _kept(

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from fa_tuner.domain.errors import NotFoundError, UsageError
+from fa_tuner.domain.errors import UsageError
 from fa_tuner.domain.study import study_id
 from fa_tuner.domain.upstream import Release
 from fa_tuner.export import exporter
 from fa_tuner.export.base import MAX_STAGE_ID
 from fa_tuner.recommend.question import chosen_by_hand, recommend_from
-from fa_tuner.report.documents import evaluation_document, result_document, search_document, study_document
+from fa_tuner.report.documents import evaluation_document, result_document, searched_document, study_document
 from fa_tuner.report.sensitivity import sensitivity_document
 
 from . import schemas
@@ -73,9 +73,7 @@ def studies(query: Annotated[StudiesQuery, Query()], backing: Backed) -> dict[st
     responses=problems(404, 422),
 )  # fmt: skip
 def study(name: StudyName, backing: Backed) -> dict[str, Any]:
-    found, evaluations = backing.memory.study(name)
-    evaluated = sum(not e.policy.is_native for e in evaluations)
-    return {**study_document(found, evaluated), **search_document(found, evaluations), "links": study_links(name)}
+    return {**searched_document(*backing.memory.study(name)), "links": study_links(name)}
 
 
 @router.get(
@@ -133,10 +131,7 @@ def export(
     if query.policy is None:
         recommendation = recommend_from(found, evaluations, query.requirement())
     else:
-        evaluation = backing.store.evaluation_of_digest(name, query.policy)
-        if evaluation is None:
-            raise NotFoundError(f"study {name} has no policy of id {query.policy}")
-        recommendation = chosen_by_hand(found, evaluation, query.requirement())
+        recommendation = chosen_by_hand(found, backing.evaluation(name, query.policy), query.requirement())
     text = exporter(query.format).export(recommendation, query.stage_id, release)
     media_type = MEDIA_TYPES[query.format]
     suffix = "yaml" if media_type == "application/yaml" else "txt"

@@ -31,15 +31,14 @@ def studies(
 
 def show(study: StudyName, storage: Storage = None, json_: Json = False) -> None:
     """Show a study with every policy measured."""
-    from fa_tuner.report.documents import evaluation_document, search_document, study_document
+    from fa_tuner.report.documents import evaluation_document, searched_document
 
     from .render import print_json, render_trials
 
     with stored(storage) as store:
         found, evaluations = store.study(study), store.evaluations(study)
     if json_:
-        evaluated = sum(not e.policy.is_native for e in evaluations)
-        document = study_document(found, evaluated) | search_document(found, evaluations)
+        document = searched_document(found, evaluations)
         print_json({**document, "evaluations": [evaluation_document(e, found) for e in evaluations]})
     else:
         render_trials(found, evaluations)

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from fa_tuner.domain.measurement import IDENTICAL_DB
 from fa_tuner.planning import HELD_OUT, POLICIES, TIMED_AGAIN
-from fa_tuner.recommend.choice import Candidate, candidates, missing, ranked
-from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document, shadow_agreement
+from fa_tuner.recommend.choice import Candidate, candidates, ranked
+from fa_tuner.report.documents import fits_of, front_of, policy_document, result_document, untimed_of
+from fa_tuner.report.sensitivity import shadow_agreement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +46,7 @@ def render_result(study: Study, evaluations: list[Evaluation]) -> None:
     chosen = order[0] if order else None
     out.print(_heading(study, evaluations))
     out.print(_table(study, "Pareto front", front, chosen))
-    if untimed := len(missing(candidates(evaluations), study.spec.requirement.aggregate)):
+    if untimed := untimed_of(study, evaluations):
         out.print(f"{untimed} more may belong on it by their fitted latency; the same command times the best of them")
     own = [c for c in candidates(evaluations) if c.evaluation.origin == "try"]
     if own:

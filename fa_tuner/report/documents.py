@@ -10,6 +10,7 @@ from fa_tuner.domain.study import Difference, Evaluation, Recommendation, Study,
 from fa_tuner.domain.workload import fingerprint_of
 from fa_tuner.evaluate.latency_fit import LatencyFit, fit_latencies
 from fa_tuner.recommend.choice import Candidate, candidates, missing, pareto_front, ranked
+from fa_tuner.report.sensitivity import shadow_agreement
 from fa_tuner.store.rows import digest
 
 
@@ -105,39 +106,24 @@ def fit_document(fit: LatencyFit) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shadow_agreement(study: Study, evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """By prompt how well the shadow probes beside the baseline foretell what was measured, in dB and rank correlation;
-    empty where there were none, or too little was measured."""
-    from fa_tuner.evaluate.evaluator import shadow_answers
-    from fa_tuner.search.shadows import agreement
-    from fa_tuner.search.space import Space
-
-    measured = [e.measurement for e in evaluations if e.measurement is not None]
-    native = next((m for m in measured if m.policy.is_native), None)
-    if native is None or not native.detail.get("shadows"):
-        return []
-    space, quantized = Space(study.spec.grid, study.spec.dtypes), [m for m in measured if not m.policy.is_native]
-    policies, found = [m.policy for m in quantized], []
-    for index, answers in enumerate(shadow_answers(native)):
-        case = native.cases[index].case
-        made = agreement(answers, space, policies, [m.cases[index].metrics["mse"] for m in quantized])
-        if made is not None:
-            found.append({"prompt": case.prompt, "seed": case.seed, **made._asdict()})
-    return found
-
-
-def search_document(study: Study, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """What the search cost, how far its predictions of latency and of quality were right, where it made any, and how
-    many policies belong on the front by a fitted latency, and were not timed yet."""
+def searched_document(study: Study, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """A study, what the search cost, how far its predictions of latency and of quality were right, where it made any,
+    and how many policies belong on the front by a fitted latency, and were not timed yet."""
+    document = study_document(study, sum(not e.policy.is_native for e in evaluations))
     known = [e.measurement for e in evaluations if e.measurement is not None]
-    document: dict[str, Any] = {"generation_equivalents": sum(m.generations(study.spec.grid.steps) for m in known)}
+    document["generation_equivalents"] = sum(m.generations(study.spec.grid.steps) for m in known)
     if fits := fits_of(study, evaluations):
         document["latency_fits"] = [fit_document(fit) for fit in fits]
     if agreed := shadow_agreement(study, evaluations):
         document["shadow_agreement"] = agreed
-    if untimed := len(missing(candidates(evaluations), study.spec.requirement.aggregate)):
+    if untimed := untimed_of(study, evaluations):
         document["front_untimed"] = untimed
     return document
+
+
+def untimed_of(study: Study, evaluations: list[Evaluation]) -> int:
+    """How many policies belong on the front by a latency that is only fitted."""
+    return len(missing(candidates(evaluations), study.spec.requirement.aggregate))
 
 
 def front_of(study: Study, evaluations: list[Evaluation]) -> list[Candidate]:
@@ -149,8 +135,7 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     """A study with its front, and its recommended policy where there is one."""
     wanted = study.spec.requirement
     order = ranked(candidates(evaluations), wanted)
-    evaluated = sum(not e.policy.is_native for e in evaluations)
-    document = study_document(study, evaluated) | search_document(study, evaluations)
+    document = searched_document(study, evaluations)
     document["front"] = [
         {**evaluation_document(c.evaluation, study), "feasible": wanted.met_by(c.measurement.cases)}
         for c in front_of(study, evaluations)

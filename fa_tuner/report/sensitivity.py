@@ -1,9 +1,10 @@
-"""What each step and layer of a study costs in quality, as a JSON document."""
+"""What each step and layer of a study costs in quality, and how far shadow probes foretold it, as JSON documents."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from fa_tuner.domain.measurement import Measurement
 from fa_tuner.domain.study import Evaluation, Study, study_id
 from fa_tuner.evaluate.evaluator import shadow_answers
 
@@ -21,9 +22,7 @@ def sensitivity_document(study: Study, evaluations: list[Evaluation]) -> dict[st
 
     spec = study.spec
     space = Space(spec.grid, spec.dtypes)
-    measured = [e.measurement for e in evaluations if e.measurement is not None]
-    native = next((m for m in measured if m.policy.is_native), None)
-    quantized = [m for m in measured if not m.policy.is_native]
+    native, quantized = _measured(evaluations)
     found = sensitivities(
         space,
         [m.policy for m in quantized],
@@ -47,3 +46,28 @@ def sensitivity_document(study: Study, evaluations: list[Evaluation]) -> dict[st
             for case, of_prompt in zip(spec.workload.cases, found, strict=True)
         ],
     }
+
+
+def shadow_agreement(study: Study, evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """By prompt how well the shadow probes beside the baseline foretell what was measured, in dB and rank correlation;
+    empty where there were none, or too little was measured."""
+    from fa_tuner.search.shadows import agreement
+    from fa_tuner.search.space import Space
+
+    native, quantized = _measured(evaluations)
+    if native is None or not native.detail.get("shadows"):
+        return []
+    space = Space(study.spec.grid, study.spec.dtypes)
+    policies, found = [m.policy for m in quantized], []
+    for index, answers in enumerate(shadow_answers(native)):
+        case = native.cases[index].case
+        made = agreement(answers, space, policies, [m.cases[index].metrics["mse"] for m in quantized])
+        if made is not None:
+            found.append({"prompt": case.prompt, "seed": case.seed, **made._asdict()})
+    return found
+
+
+def _measured(evaluations: list[Evaluation]) -> tuple[Measurement | None, list[Measurement]]:
+    """The native policy's measurement, and those of all others."""
+    measured = [e.measurement for e in evaluations if e.measurement is not None]
+    return next((m for m in measured if m.policy.is_native), None), [m for m in measured if not m.policy.is_native]

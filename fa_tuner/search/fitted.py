@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from fa_tuner.search.error_model import ErrorModel, Spreads
 from fa_tuner.search.space import Flags, Numbers, Space
 
 LEAST_MSE = 255.0**2 / 1e10  # of identical frames: 100 dB
+MOST_FITTED = 200  # measurements that models are fitted to
 MOST_IN_FIRST = 80  # of the first fit, from which the second takes the spreads, and begins
 SHADOWED = Spreads(steps=0.5, layers=0.5)  # about what shadow probes say; how true they are is learned
+_BLAS = ThreadpoolController().select(user_api="blas")
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Around work with the models: beside another busy process threads of so small matrices only wait."""
+    return _BLAS.limit(limits=1)  # type: ignore[no-any-return]
 
 
 def fit_models(
@@ -40,7 +49,7 @@ def _levelled(space: Space, prior: Numbers, rows: Flags, layers: Flags, log_mse:
     """Cell weights that add up to the error of the largest rectangle that was measured in each dtype."""
     levels = np.full(len(space.dtypes), np.nan)
     expected = np.log(np.einsum("ni,ij,nj->n", rows.astype(np.float64), prior, layers.astype(np.float64)))
-    for of, level in zip(rows.argmax(axis=1) // space.grid.steps, log_mse - expected, strict=True):
+    for of, level in zip(space.dtype_of(rows), log_mse - expected, strict=True):
         levels[of] = level if np.isnan(levels[of]) else levels[of]  # the largest come first
     levels = np.where(np.isfinite(levels), levels, np.nanmean(levels) if np.isfinite(levels).any() else 0.0)
     return np.asarray(prior * np.exp(levels - levels.max()).repeat(space.grid.steps)[:, None])

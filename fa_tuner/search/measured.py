@@ -90,7 +90,7 @@ class Trials:
             return np.ones(dtypes)
         u, v = self._space.stacked([row.rectangle for row in rows])
         share, saved = self.share(u, v, np.ones(dtypes)), 1 - np.array([row.latency for row in rows])
-        of, slopes, least = u.argmax(axis=1) // self._space.grid.steps, np.full(dtypes, np.nan), np.full(dtypes, 1.0)
+        of, slopes, least = self._space.dtype_of(u), np.full(dtypes, np.nan), np.full(dtypes, 1.0)
         for dtype in np.unique(of).tolist():
             mine = np.flatnonzero(of == dtype)
             mine = mine[np.argsort(saved[mine] / share[mine])]

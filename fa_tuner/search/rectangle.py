@@ -11,17 +11,15 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial
-from threadpoolctl import ThreadpoolController
 
 from fa_tuner.search import candidates
 from fa_tuner.search.acquisition import Goal, Yardstick, aggregated
 from fa_tuner.search.candidates import Phase
 from fa_tuner.search.error_model import Belief, ErrorModel
-from fa_tuner.search.fitted import by_dtype, fit_models
+from fa_tuner.search.fitted import MOST_FITTED, by_dtype, fit_models, one_thread
 from fa_tuner.search.measured import Measured, Trials
 from fa_tuner.search.space import Flags, Indices, Numbers, Rectangle, Rectangles, Space
 
-MOST_FITTED = 200  # measurements the models are fitted to: those nearest the front
 MOST_RATED = 350  # candidates that the models are asked about
 ASSUMED_SPREAD = 0.5
 CERTAIN = 1e-6  # deviation of ln MSE that stands for none
@@ -32,7 +30,6 @@ DRAWS = 2  # of the sensitivities, for candidates beside the most likely ones
 NOTHING_LEFT = 1e-4  # of the box that the front is measured in
 MOST_FAILED = 2  # policies of a dtype of which none was measured, before it is left out
 LEAST_MEASURED = 6  # before the models are believed that nothing is left
-_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 # why nothing is proposed: all of the predicted front is measured; or what is not is not worth its generation
@@ -104,7 +101,7 @@ class RectangleSampler(BaseSampler):
         useless = self._space.stacked(failed)
         found: Proposed | Settled | None = self._anchor(measured, self._space.stacked(pending), useless)
         if found is None:
-            with _BLAS.limit(limits=1):  # beside another busy process threads of so small matrices only wait
+            with one_thread():
                 found = self._best(measured, pending, set(candidates.keys(*useless)))
         self._next = None if isinstance(found, str) else found
         return found
@@ -116,7 +113,9 @@ class RectangleSampler(BaseSampler):
         known = (measured.rows, measured.layers), pending, useless
         wanted = [self._space.of(dtype, *everything) for dtype in self._space.dtypes]
         for index, dtype in enumerate(self._space.dtypes):
-            begun, failures = (int(np.sum(self._of(rows) == index)) for rows in (_joined(known[:2])[0], useless[0]))
+            begun, failures = (
+                int(np.sum(self._space.dtype_of(rows) == index)) for rows in (_joined(known[:2])[0], useless[0])
+            )
             if not len(measured.rows) or (not begun and failures < MOST_FAILED):
                 wanted.append(self._space.of(dtype, *candidates.schedules(self._steps, len(self._costs))))
         taken = set().union(*(candidates.keys(*those) for those in known))
@@ -125,10 +124,6 @@ class RectangleSampler(BaseSampler):
         if left:
             return Proposed((u[left[0]], v[left[0]]), "preset", 1.0)
         return None if len(measured.rows) else "nothing left to gain"
-
-    def _of(self, rows: Flags) -> Indices:
-        """The dtype of each rectangle, by its position."""
-        return np.asarray(rows.argmax(axis=1) // self._steps)
 
     def _best(self, measured: Measured, pending: Sequence[Rectangle], useless: set[bytes]) -> Proposed | Settled:
         rows, layers, self._savings = measured.rows, measured.layers, measured.savings
@@ -176,7 +171,7 @@ class RectangleSampler(BaseSampler):
         self, rows: Flags, layers: Flags, front: Sequence[int], draw: np.random.Generator
     ) -> Iterator[tuple[Phase, Rectangles]]:
         by_prompt = [by_dtype(self._space, model.cells()) for model in self._models]
-        together, searched = np.sum(by_prompt, axis=0), np.unique(self._of(rows)).tolist()
+        together, searched = np.sum(by_prompt, axis=0), np.unique(self._space.dtype_of(rows)).tolist()
         dtypes = {index: self._space.dtypes[index] for index in searched}  # all others failed
         for dtype in dtypes.values():
             yield "preset", self._space.of(dtype, *candidates.schedules(self._steps, len(self._costs)))
@@ -186,7 +181,10 @@ class RectangleSampler(BaseSampler):
                 worst = max((cells[index] for cells in by_prompt), key=np.sum)
                 yield "predicted", self._space.of(dtype, *candidates.chains(worst, self._costs))
         for place in front:
-            steps, its = rows[place].reshape(-1, self._steps).any(axis=0), int(self._of(rows[place][None])[0])
+            steps, its = (
+                rows[place].reshape(-1, self._steps).any(axis=0),
+                int(self._space.dtype_of(rows[place][None])[0]),
+            )
             near = candidates.exchanges((steps, layers[place]), together[its])
             yield "exchange", self._space.of(self._space.dtypes[its], *near)
             for dtype in dtypes.values():

@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from fa_tuner.domain.errors import NotFoundError
 from fa_tuner.domain.policy import SkipPolicy
-from fa_tuner.search.fitted import LEAST_MSE, by_dtype, fit_models
+from fa_tuner.search.fitted import LEAST_MSE, MOST_FITTED, by_dtype, fit_models, one_thread
 from fa_tuner.search.space import Numbers, Space
 
 LEAST_MEASURED = 6  # policies of a dtype, before anything is said of its steps and layers
-MOST_FITTED = 200
-_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ def sensitivities(
     # spread over all shares that were measured, those that quantize most first
     chosen = np.argsort(-(rows.sum(1) * layers.sum(1)), kind="stable")[:: -(-len(policies) // MOST_FITTED)]
     log_mse = np.log(np.maximum(np.asarray(mse, dtype=np.float64)[chosen], LEAST_MSE)).T
-    with _BLAS.limit(limits=1):  # beside another busy process threads of so small matrices only wait
+    with one_thread():
         models = fit_models(space, rows[chosen], layers[chosen], log_mse, priors)
     return [
         [_of(dtype, cells) for dtype, cells in zip(space.dtypes, by_dtype(space, model.cells()), strict=True)

@@ -95,6 +95,10 @@ class Space:
         flags = [np.array([rectangle[side] for rectangle in rectangles], dtype=np.bool_) for side in (0, 1)]
         return flags[0].reshape(-1, self.size[0]), flags[1].reshape(-1, self.size[1])
 
+    def dtype_of(self, rows: Flags) -> Indices:
+        """The dtype, by its position, of each rectangle with these rows [n, rows]."""
+        return np.asarray(rows.argmax(axis=1) // self.grid.steps)
+
     def params_of(self, rectangle: Rectangle) -> dict[str, Any]:
         """The inverse of `flags_of`."""
         by_dtype = rectangle[0].reshape(len(self.dtypes), self.grid.steps)

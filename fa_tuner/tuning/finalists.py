@@ -30,8 +30,7 @@ def check_finalists(job: Job) -> None:
         fits = job.latencies.refit()
         measured = candidates(job.evaluations.values())
         doubtful = [] if job.profile else unsettled(measured, wanted, job.evaluator.finalist_repeats, fits)
-        tried = {policy.key for policy, origin in job.queue if origin == "try"}
-        own = [c for c in measured if c.fitted and c.policy.key in tried]
+        own = [c for c in measured if c.fitted and c.policy.key in job.tries]
         undrawn = missing(measured, wanted.aggregate)
         order = ranked(measured, wanted)
         if doubtful and timed < MOST_TIMED_AGAIN:

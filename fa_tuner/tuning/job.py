@@ -50,6 +50,7 @@ class Job:
         self.grid = self.description.grid
         refuse_unfit(request, self.description)  # before anything is stored
         self.queue = list(queue(request, self.grid))
+        self.tries = {policy.key for policy, origin in self.queue if origin == "try"}
         self.space = space_of(request, self.grid)
         self.profile = profile_for(request, self.description)
         self.costs = self.profile.costs(self.grid) if self.profile else None
@@ -177,8 +178,11 @@ class Job:
         """Let go of the frames of policies that are not on the front, nor would be by a fitted latency; not beside
         other workers, who may be writing theirs."""
         if not self.others():
-            kept = {*self.front_keys(), *self.front_keys(fitted=True), NATIVE.key}
-            self.artifacts.keep(self.spec.name, kept)
+            self.artifacts.keep(self.spec.name, {*self.worth_showing(), NATIVE.key})
+
+    def worth_showing(self) -> set[str]:
+        """The policies on the front, or that would be by a fitted latency."""
+        return {*self.front_keys(), *self.front_keys(fitted=True)}
 
     def front_keys(self, fitted: bool = False) -> list[str]:
         measured = candidates(self.evaluations.values())

@@ -50,8 +50,8 @@ class Searching:
     def to_the_end(self) -> str:
         """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
         started, earlier, failures, repeats, draws = time.monotonic(), self._spent(), 0, 0, 0
-        budget, tries = self.job.request.budget_seconds, [p.key for p, origin in self.job.queue if origin == "try"]
-        while self.job.done() < self.job.target or any(key not in self.job.evaluations for key in tries):
+        budget = self.job.request.budget_seconds
+        while self.job.done() < self.job.target or not self.job.tries <= self.job.evaluations.keys():
             if budget is not None and max(self._spent(), earlier + time.monotonic() - started) >= budget:
                 return "budget"
             study = self.job.store.study(self.job.spec.name)
@@ -141,7 +141,7 @@ class Searching:
         except EngineError as error:
             evaluation = Evaluation(proposal.policy, origin, len(self.job.evaluations), None, str(error))
         evaluation = self.job.commit(evaluation)
-        if proposal.policy.key in {*self.job.front_keys(), *self.job.front_keys(fitted=True)}:
+        if proposal.policy.key in self.job.worth_showing():
             self.job.keep_frames(proposal.policy, frames)
             self.job.tidy()
         best = ranked(candidates(self.job.evaluations.values()), self.job.spec.requirement, fitted=True)
