@@ -71,8 +71,24 @@ class ServiceSettings(StoreSettings):
     allowed_hosts: list[str] = Field(
         default_factory=list, description="names it is asked under beside its addresses; * for any"
     )
+    models: list[str] = Field(
+        default_factory=list, description="hub ids, folders and landscapes that studies may be asked for"
+    )
+    max_image_kb: int = Field(16384, ge=1, description="a picture that is sent may have this many KiB")
+    ready_without_worker: bool = Field(False, description="whether it is ready where no worker lives")
     max_body_kb: int = Field(1024, ge=1, description="a request's body may have this many KiB")
     session_hours: int = Field(12, ge=1, le=24 * 30, description="how long a login lasts")
+
+
+class WorkerSettings(StoreSettings):
+    """What a worker of the service is; the engine that it has, and its options, are those of `RunSettings`."""
+
+    devices: list[str] = Field(
+        default_factory=list, description="a worker process for each: npu:0, cuda:1, npu:0+1 (both for one), cpu"
+    )
+    max_attempts: int = Field(3, ge=1, le=1000, description="in vain, one after the other, before a study has failed")
+    worker_device: str | None = Field(None, description="what the starting process gave this worker")
+    worker_parent: int | None = Field(None, description="the process without which this worker ends")
 
 
 class EngineSettings(StoreSettings):

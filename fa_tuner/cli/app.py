@@ -12,6 +12,7 @@ from .query import pareto, recommend, show, studies
 from .run import run
 from .service import keys, serve
 from .verify import verify
+from .worker import worker
 
 app = typer.Typer(
     name="fa-tune",
@@ -47,6 +48,7 @@ app.command()(recommend)
 app.command()(export)
 app.command()(verify)
 app.command()(serve)
+app.command()(worker)
 app.add_typer(keys)
 app.command()(config)
 app.command()(doctor)

@@ -1,9 +1,9 @@
-"""The live line of `fa-tune run`, and what Ctrl-C does."""
+"""What a tuning run says while it goes on, and what Ctrl-C does to `fa-tune run`."""
 
 from __future__ import annotations
 
 import signal
-import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,44 @@ if TYPE_CHECKING:
     from fa_tuner.planning import TuneRequest
 
 
-class LiveProgress:
-    """A `tuning.Observer` on stderr: a bar on a terminal, plain lines elsewhere."""
+class Lines:
+    """A `tuning.Observer` that says a line of whatever happens."""
+
+    def __init__(self, request: TuneRequest, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
+        self._request, self._say, self.stop_requested = request, say, stop
+
+    def opened(self, description: Description, policies: int) -> None:
+        self._say(
+            f"{description.pipeline} on {description.device}, {description.grid}, operator {description.operator}"
+        )
+        for remark in description.remarks:
+            self._say(remark)
+
+    def baseline(self, baseline: Baseline, reused: bool) -> None:
+        floor = "identical" if baseline.noise_floor_db >= 100 else f"{baseline.noise_floor_db:.2f} dB"
+        self._say(f"baseline {'taken over' if reused else 'run twice'}: noise floor {floor}")
+
+    def evaluated(self, evaluation: Evaluation, done: int, best: Measurement | None) -> None:
+        measured = evaluation.measurement
+        if measured is None:
+            result = f"failed: {evaluation.reason}"
+        else:
+            psnr_db = measured.psnr_db(self._request.requirement.aggregate)
+            result = f"{psnr_db:6.2f} dB, gain {measured.latency.gain:5.1%}{_source(measured)}"
+        self._say(f"{done:4d}  {result}  {evaluation.policy}  [{evaluation.origin}]; {_leader(best)}")
+
+    def holdout(self, policy: SkipPolicy, met: bool) -> None:
+        self._say(f"held-out prompts under {policy}: {'pass' if met else 'fail'}")
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+
+class LiveProgress(Lines):
+    """The observer of `fa-tune run`, on stderr: a bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, request: TuneRequest) -> None:
-        self._request = request
+        super().__init__(request, lambda text: self._console.print(text, markup=False), lambda: self._stop)
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -38,7 +71,6 @@ class LiveProgress:
         )  # fmt: skip
         self._task: TaskID | None = None
         self._stop = False
-        self._started = time.monotonic()
         self._previous: Any = None
 
     def __enter__(self) -> LiveProgress:
@@ -58,41 +90,18 @@ class LiveProgress:
         self._say("finishing the running policy, then stopping; Ctrl-C again stops at once")
 
     def opened(self, description: Description, policies: int) -> None:
-        self._say(
-            f"{description.pipeline} on {description.device}, {description.grid}, operator {description.operator}"
-        )
-        for remark in description.remarks:
-            self._say(remark)
+        super().opened(description, policies)
         self._task = self._bar.add_task("baseline", total=policies)
 
-    def baseline(self, baseline: Baseline, reused: bool) -> None:
-        floor = "identical" if baseline.noise_floor_db >= 100 else f"{baseline.noise_floor_db:.2f} dB"
-        self._say(f"baseline {'taken over' if reused else 'run twice'}: noise floor {floor}")
-
     def evaluated(self, evaluation: Evaluation, done: int, best: Measurement | None) -> None:
-        how = self._request.requirement.aggregate
-        measured = evaluation.measurement
-        if measured is None:
-            result = f"failed: {evaluation.reason}"
-        else:
-            result = f"{measured.psnr_db(how):6.2f} dB, gain {measured.latency.gain:5.1%}{_source(measured)}"
-        leader = f"best gain {best.latency.gain:.1%}{_source(best)}" if best else "none meets the constraints yet"
         if self._task is not None:
-            self._bar.update(self._task, completed=done, description=leader)
-        if not self._console.is_terminal or measured is None:
-            self._say(f"{done:4d}  {result}  {evaluation.policy}  [{evaluation.origin}]; {leader}")
+            self._bar.update(self._task, completed=done, description=_leader(best))
+        if not self._console.is_terminal or evaluation.failed:
+            super().evaluated(evaluation, done, best)
 
-    def holdout(self, policy: SkipPolicy, met: bool) -> None:
-        self._say(f"held-out prompts under {policy}: {'pass' if met else 'fail'}")
 
-    def note(self, text: str) -> None:
-        self._say(text)
-
-    def stop_requested(self) -> bool:
-        return self._stop
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+def _leader(best: Measurement | None) -> str:
+    return f"best gain {best.latency.gain:.1%}{_source(best)}" if best else "none meets the constraints yet"
 
 
 def _source(measurement: Measurement) -> str:

@@ -48,6 +48,14 @@ class ConflictError(FaTuneError):
     """The stored study and the request differ; use another --study name, or the stored workload."""
 
 
+class OtherEnvironmentError(ConflictError):
+    """The stored study was measured in another environment; a front never mixes devices."""
+
+
+class LeaseLostError(FaTuneError):
+    """This worker was silent for so long that its job was given to another; nothing more of it is stored."""
+
+
 class EngineError(FaTuneError):
     """The engine is not available or failed; `fa-tune doctor` says what this machine can run."""
 
@@ -85,6 +93,8 @@ _OUTCOMES: dict[type[FaTuneError], Outcome] = {
     ThresholdError: Outcome(2, 422, "threshold-above-noise-floor"),
     NotFoundError: Outcome(3, 404, "not-found"),
     ConflictError: Outcome(4, 409, "conflict"),
+    OtherEnvironmentError: Outcome(4, 409, "other-environment"),
+    LeaseLostError: Outcome(4, 409, "lease-lost"),
     EngineError: Outcome(5, 503, "engine-unavailable"),
     NothingQualifiesError: Outcome(6, 404, "nothing-qualifies"),
     NotQuantizedError: Outcome(7, 500, "not-quantized"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from fa_tuner.domain.errors import DocumentError, NotFoundError
 MAX_PIXELS = 64_000_000
 
 
-def open_picture(path: Path) -> Any:
-    """An RGB PIL image.
+def open_picture(path: Path, content: bytes | None = None) -> Any:
+    """An RGB PIL image: the file's, or that of the `content` that is called so.
 
     Raises:
         NotFoundError: there is no such file.
@@ -25,7 +26,7 @@ def open_picture(path: Path) -> Any:
         with warnings.catch_warnings():
             # Pillow's remarks on odd metadata; of its bounds our own, below, is the one that counts
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise DocumentError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Frames = npt.NDArray[np.uint8]  # [frames, height, width, 3], RGB
+
+
+IMAGES = "images"  # a folder beside those of studies, which are called by a digest
 
 
 class Artifacts:
@@ -90,6 +95,21 @@ class Artifacts:
         if unpacked is None:
             self._remove(path)
         return unpacked
+
+    def put_image(self, content: bytes) -> str | None:
+        """Keep a picture that a client sent; its id, which is the SHA-256 of its bytes. None where the quota or the
+        disk has no room for it."""
+        name = hashlib.sha256(content).hexdigest()
+        path = f"{self._root}/{IMAGES}/{name}"
+        return name if self._files.exists(path) or self._put(IMAGES, path, content) else None
+
+    def image(self, name: str) -> bytes | None:
+        """The picture of that id; None where there is none.
+
+        Raises:
+            StoreError: the file is there but cannot be read.
+        """
+        return self._read(f"{self._root}/{IMAGES}/{name}") if re.fullmatch("[0-9a-f]{64}", name) else None
 
     def keep(self, study: str, policy_keys: Iterable[str]) -> None:
         """Delete the frames of every policy but these and the native one, and what an interrupted write left.

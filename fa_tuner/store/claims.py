@@ -10,12 +10,13 @@ from __future__ import annotations
 import platform
 import threading
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import psutil
 import sqlalchemy as sa
@@ -24,9 +25,6 @@ from sqlalchemy import Connection, Row
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.store import rows
 from fa_tuner.store.schema import UtcDateTime, claims, evaluations
-
-if TYPE_CHECKING:
-    from fa_tuner.store.repository import Store
 
 LEASE_SECONDS = 120.0  # how long a claim outlasts its last heartbeat
 RETRY_SECONDS = 5.0  # after a heartbeat that failed
@@ -65,15 +63,16 @@ class Worker:
 
 
 class Heartbeat:
-    """Renews a worker's claims every quarter of the lease while the block runs, from a thread of its own.
+    """Says every quarter of the lease while the block runs that a worker lives, from a thread of its own; `beat` says
+    it to the store.
 
     A beat that fails is tried again after `RETRY_SECONDS`; `failure` is what the last one failed of, None where it was
     kept. The block's end waits for a beat under way.
     """
 
-    def __init__(self, store: Store, worker: Worker, seconds: float = LEASE_SECONDS / 4) -> None:
+    def __init__(self, beat: Callable[[Worker], object], worker: Worker, seconds: float = LEASE_SECONDS / 4) -> None:
         self.failure: StoreError | None = None
-        self._store, self._worker, self._seconds = store, worker, seconds
+        self._beat, self._worker, self._seconds = beat, worker, seconds
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"heartbeat of {worker.id}", daemon=True)
 
@@ -90,7 +89,7 @@ class Heartbeat:
     def _run(self) -> None:
         while not self._ended.wait(min(self._seconds, RETRY_SECONDS) if self.failure else self._seconds):
             try:
-                self._store.beat(self._worker)
+                self._beat(self._worker)
                 self.failure = None
             except StoreError as error:
                 self.failure = error
@@ -108,9 +107,9 @@ def take(connection: Connection, study: int, policy_key: str, worker: Worker) ->
     here = claims.c.study_id == study, claims.c.policy_digest == policy["policy_digest"]
     # The claim's row is locked too: its holder cannot renew it between our look and our delete.
     held = connection.execute(sa.select(claims).where(*here).with_for_update()).one_or_none()
-    now = _now(connection)
+    now = now_of(connection)
     if held is not None:
-        if held.worker != worker.id and not _is_stale(held, now):
+        if held.worker != worker.id and not is_stale(held, now):
             return False
         connection.execute(claims.delete().where(*here))
     mine = {"host": worker.host, "pid": worker.pid, "process_started": worker.process_started, "heartbeat": now}
@@ -120,7 +119,7 @@ def take(connection: Connection, study: int, policy_key: str, worker: Worker) ->
 
 def renew(connection: Connection, worker: Worker) -> None:
     """Move the heartbeat of all the worker's claims to now."""
-    connection.execute(claims.update().where(claims.c.worker == worker.id).values(heartbeat=_now(connection)))
+    connection.execute(claims.update().where(claims.c.worker == worker.id).values(heartbeat=now_of(connection)))
 
 
 def drop(connection: Connection, study: int, policy_key: str | None = None, worker: Worker | None = None) -> None:
@@ -135,20 +134,21 @@ def drop(connection: Connection, study: int, policy_key: str | None = None, work
 
 def living(connection: Connection, study: int) -> dict[str, Worker]:
     """Who holds which policy, by its key, without the stale claims."""
-    now = _now(connection)
+    now = now_of(connection)
     found = connection.execute(sa.select(claims).where(claims.c.study_id == study).order_by(claims.c.policy_key))
-    return {row.policy_key: _worker_of(row) for row in found if not _is_stale(row, now)}
+    return {row.policy_key: worker_of(row) for row in found if not is_stale(row, now)}
 
 
-def _is_stale(row: Row[Any], now: datetime) -> bool:
-    return now - row.heartbeat > timedelta(seconds=LEASE_SECONDS) or _worker_of(row).is_gone()
+def is_stale(row: Row[Any], now: datetime) -> bool:
+    """Whether what this row says of a worker no longer counts."""
+    return now - row.heartbeat > timedelta(seconds=LEASE_SECONDS) or worker_of(row).is_gone()
 
 
-def _worker_of(row: Row[Any]) -> Worker:
+def worker_of(row: Row[Any]) -> Worker:
     return Worker(row.worker, row.host, row.pid, row.process_started)
 
 
-def _now(connection: Connection) -> datetime:
+def now_of(connection: Connection) -> datetime:
     """By the server's clock where there is a server: those of two hosts may differ by more than a lease."""
     if connection.dialect.name == "postgresql":
         now: datetime = connection.execute(sa.select(sa.func.clock_timestamp(type_=UtcDateTime))).scalar_one()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
@@ -17,7 +18,7 @@ from fa_tuner.domain.errors import StoreError
 from fa_tuner.store.failures import shown, told
 from fa_tuner.store.schema import VERSION_TABLE
 
-HEAD = "0003"  # the newest migration; alembic is loaded only where the database says otherwise
+HEAD = "0004"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
 _SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for serial writings, migrations too
 
@@ -32,6 +33,13 @@ class Database:
         # All statements of one reading see one moment; in SQLite every transaction does.
         self._reader = engine if self._is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = engine.execution_options(fa_tune_writes=True)
+        self._fence: Callable[[Connection], None] | None = None
+
+    def fenced(self, fence: Callable[[Connection], None]) -> Self:
+        """The same database, where `fence` may refuse each writing: it is called first in its transaction."""
+        other = copy.copy(self)
+        other._fence = fence
+        return other
 
     @classmethod
     def open(cls, url: str, timeout_seconds: float = 30.0) -> Database:
@@ -70,9 +78,9 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self, serial: bool = False) -> Iterator[Connection]:
+    def writing(self, serial: bool = False, fenced: bool = True) -> Iterator[Connection]:
         """A transaction that is kept whole or not at all. A `serial` one also excludes other serial ones
-        (in SQLite every writing excludes all others).
+        (in SQLite every writing excludes all others). What only touches the caller's own presence is not `fenced`.
 
         Raises:
             StoreError: the database failed, and nothing was written.
@@ -80,6 +88,8 @@ class Database:
         with told(self.engine.url), self._writer.connect() as connection, connection.begin():
             if serial and not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SERIAL_LOCK)))
+            if fenced and self._fence is not None:
+                self._fence(connection)
             yield connection
 
     def check(self) -> None:

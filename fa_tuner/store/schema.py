@@ -200,3 +200,51 @@ sessions = sa.Table(
     sa.Column("expires", UtcDateTime, nullable=False),
     sa.Index("ix_fa_tune_sessions_key", "key_id"),
 )
+
+# A study that was asked for: one row a study, whatever becomes of it.
+jobs = sa.Table(
+    "fa_tune_jobs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("study", sa.String(200), nullable=False),
+    sa.Column("study_key", sa.String(16), nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("workers", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("problem", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    # how many evaluations there were when the last attempt was counted
+    sa.Column("evaluations", sa.BigInteger, nullable=False),
+    sa.Column("due", UtcDateTime, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    # of the request that made it, where that had an Idempotency-Key
+    sa.Column("idempotency_digest", sa.String(64)),
+    sa.Column("request_digest", sa.String(64), nullable=False),
+    sa.Column("created", UtcDateTime, nullable=False),
+    sa.Column("updated", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("study", name="uq_fa_tune_jobs_study"),
+    sa.UniqueConstraint("study_key", name="uq_fa_tune_jobs_study_key"),
+    sa.UniqueConstraint("idempotency_digest", name="uq_fa_tune_jobs_idempotency"),
+    sa.CheckConstraint(
+        "state IN ('queued', 'running', 'cancelling', 'cancelled', 'finished', 'failed')", name="ck_fa_tune_jobs_state"
+    ),
+    sa.CheckConstraint("workers >= 1 AND attempts >= 0 AND tokens >= 0", name="ck_fa_tune_jobs_counts"),
+    sa.Index("ix_fa_tune_jobs_state", "state", "due"),
+)
+
+# A worker that waits for jobs or is at one. `token` counts the leases of its job: each is larger than those before.
+workers = sa.Table(
+    "fa_tune_workers",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("pid", sa.BigInteger, nullable=False),
+    sa.Column("process_started", sa.Double, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("job_id", sa.ForeignKey("fa_tune_jobs.id", ondelete="SET NULL")),
+    sa.Column("token", sa.BigInteger),
+    sa.Column("heartbeat", UtcDateTime, nullable=False),
+    sa.CheckConstraint(finite("process_started"), name="ck_fa_tune_workers_finite"),
+    sa.Index("ix_fa_tune_workers_job", "job_id"),
+)

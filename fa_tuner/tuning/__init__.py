@@ -64,7 +64,7 @@ def _run(job: Job) -> Study:
     """All stages, one after the other; whatever happens, nothing stays claimed."""
     from fa_tuner.store.claims import Heartbeat
 
-    with Heartbeat(job.store, job.worker):
+    with Heartbeat(job.store.beat, job.worker):
         try:
             open_study(job)
             job.begun = True

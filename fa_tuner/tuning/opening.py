@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from fa_tuner.domain.errors import ConflictError, NotFoundError
-from fa_tuner.domain.study import Study
+from fa_tuner.domain.errors import ConflictError, NotFoundError, OtherEnvironmentError
+from fa_tuner.domain.study import Study, differing
 from fa_tuner.planning import differences, new_terms
 from fa_tuner.recommend.choice import check_floor
 
@@ -34,12 +34,12 @@ def open_study(job: Job) -> None:
     job.arrive()
     found, terms = differences(stored.spec, job.spec), new_terms(stored.spec, job.spec)
     if (found or terms) and job.others():  # of two that arrive at once, both are refused
-        raise ConflictError(
+        raise _conflict(stored, job)(
             f"another worker runs study {name} with another {'; '.join(found + terms)}; wait until it is done, or "
             "give another --study name"
         )
     if found and job.store.count(name) > 1:
-        raise ConflictError(
+        raise _conflict(stored, job)(
             f"study {name} is stored with another {'; '.join(found)}. Give the stored values to go on with "
             "it, or another --study name"
         )
@@ -49,6 +49,11 @@ def open_study(job: Job) -> None:
     if terms:
         _ask_anew(job, stored, terms)
     _resume(job, name)
+
+
+def _conflict(stored: Study, job: Job) -> type[ConflictError]:
+    """Where the environment is another one, another worker may be the right one."""
+    return OtherEnvironmentError if differing(stored.spec.environment, job.spec.environment) else ConflictError
 
 
 def _resume(job: Job, name: str) -> None:

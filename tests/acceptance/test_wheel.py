@@ -68,7 +68,7 @@ def test_it_holds_every_module_and_nothing_else(wheel: Path) -> None:
     expected |= {f"fa_tuner_api/{path}" for path in api if path.suffix != ".pyc"}
     assert len(data) > 1
     assert names == expected
-    migrations = {"v0001_first.py", "v0002_claims.py", "v0003_keys.py"}
+    migrations = {"v0001_first.py", "v0002_claims.py", "v0003_keys.py", "v0004_jobs.py"}
     assert {f"fa_tuner/store/migrations/versions/{name}" for name in migrations} <= set(names)
 
 

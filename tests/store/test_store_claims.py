@@ -109,7 +109,7 @@ def test_a_change_of_the_clock_makes_nobody_gone(worker: Worker, monkeypatch: py
 
 def test_a_heartbeat_keeps_claims_alive(store: Store, worker: Worker) -> None:
     assert store.claimed("s") == {}
-    with Heartbeat(store, worker, 0.01) as heartbeat:
+    with Heartbeat(store.beat, worker, 0.01) as heartbeat:
         until(lambda: store.claimed("s") == {"native": worker})
         first = last_beat(store)
         until(lambda: last_beat(store) > first)  # and again
@@ -127,7 +127,10 @@ def last_beat(store: Store) -> datetime:
 
 
 def test_a_heartbeat_outlives_a_store_that_fails(store: Store, worker: Worker, path: Path) -> None:
-    with closing(sqlite3.connect(path, isolation_level=None)) as other, Heartbeat(store, worker, 0.01) as heartbeat:
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        Heartbeat(store.beat, worker, 0.01) as heartbeat,
+    ):
         other.execute("BEGIN IMMEDIATE")
         until(lambda: heartbeat.failure is not None)
         assert isinstance(heartbeat.failure, StoreError) and "locked" in str(heartbeat.failure)
@@ -138,7 +141,7 @@ def test_a_heartbeat_outlives_a_store_that_fails(store: Store, worker: Worker, p
 
 def test_a_heartbeat_ends_at_once_with_its_block(store: Store, worker: Worker) -> None:
     began = time.monotonic()
-    with pytest.raises(KeyError), Heartbeat(store, worker) as heartbeat:
+    with pytest.raises(KeyError), Heartbeat(store.beat, worker) as heartbeat:
         assert heartbeat._thread.is_alive()
         raise KeyError
     assert not heartbeat._thread.is_alive()
@@ -154,7 +157,7 @@ def test_a_heartbeat_that_failed_is_tried_sooner(store: Store, worker: Worker, m
         raise StoreError("no")
 
     monkeypatch.setattr(store, "beat", beat)
-    with Heartbeat(store, worker, 0.3) as heartbeat:
+    with Heartbeat(store.beat, worker, 0.3) as heartbeat:
         until(lambda: bool(beats))
         first = time.monotonic()
         until(lambda: len(beats) >= 6)

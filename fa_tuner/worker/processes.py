@@ -1,0 +1,112 @@
+"""Workers in processes of their own: one a device, started again where one ends by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fa_tuner.domain.errors import UsageError
+
+PARENT = "FA_TUNE_WORKER_PARENT"  # the process that started the worker, and without which it ends
+DEVICE = "FA_TUNE_WORKER_DEVICE"
+RESTART_SECONDS = 5.0
+_VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+_FORM = re.compile(r"(npu|cuda):(\d{1,3}(?:\+\d{1,3})*)|cpu", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one worker has for itself: `npu:0`, several that belong together as `npu:0+1`, or `cpu`."""
+
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """
+        Raises:
+            UsageError: it is written in another form.
+        """
+        if _FORM.fullmatch(text) is None:
+            raise UsageError(
+                f"device {text[:40]!r} is not of the form npu:0, cuda:1, npu:0+1 (both for one worker) or cpu"
+            )
+        return cls(text)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker needs in its environment to see this device alone."""
+        kind, _, numbers = self.name.partition(":")
+        visible = {_VISIBLE[kind]: numbers.replace("+", ",")} if numbers else {"FA_TUNE_DEVICE": "cpu"}
+        return {DEVICE: self.name, **visible}
+
+
+def parse_devices(texts: Sequence[str]) -> list[Device]:
+    """
+    Raises:
+        UsageError: one in another form, or one chip given to two workers.
+    """
+    devices = [Device.parse(text) for text in texts]
+    chips = [
+        f"{kind}:{chip}" for kind, _, chips in (d.name.partition(":") for d in devices) for chip in chips.split("+")
+    ]
+    if twice := sorted({chip for chip in chips if chips.count(chip) > 1 and chip != "cpu:"}):
+        raise UsageError(f"device {twice[0]} is given to two workers")
+    return devices
+
+
+class Processes:
+    """`fa-tune worker` in a process for each device, for as long as the block runs. One that ends by itself is started
+    again after `RESTART_SECONDS`; at the block's end each is asked to finish its running policy, and waited for."""
+
+    def __init__(self, devices: Sequence[Device], environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+        self._devices, self._environment, self._say = devices, environment, say
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._ending = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="watches workers", daemon=True)
+
+    def __enter__(self) -> Processes:
+        for index in range(len(self._devices)):
+            self._start(index)
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._watching.join()  # who might be starting one
+        self.stop()
+        for process in self._running.values():
+            process.wait()
+
+    def stop(self) -> None:
+        """Ask them to stop; asked once more, they stop at once."""
+        self._ending.set()
+        for process in self._running.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    def _start(self, index: int) -> None:
+        self._running[index] = subprocess.Popen(
+            [sys.executable, "-m", "fa_tuner.cli", "worker"],
+            stdin=subprocess.DEVNULL, start_new_session=True,  # a Ctrl-C at the terminal is ours to hand on
+            env={**os.environ, **self._environment, **self._devices[index].environment, PARENT: str(os.getpid())},
+        )  # fmt: skip
+
+    def _watch(self) -> None:
+        due: dict[int, float] = {}
+        while not self._ending.wait(0.2):
+            for index, process in self._running.items():
+                if process.poll() is not None and index not in due:
+                    name = self._devices[index].name
+                    self._say(f"worker on {name} ended with {process.returncode}; starting another")
+                    due[index] = time.monotonic() + RESTART_SECONDS
+            for index in [index for index, when in due.items() if when <= time.monotonic()]:
+                del due[index]
+                if not self._ending.is_set():
+                    self._start(index)
