@@ -121,6 +121,18 @@ class Access:
             return Caller(key, given.session)
         return None
 
+    def still(self, caller: Caller) -> bool:
+        """Whether who was let in would be let in now.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        if caller.key is None:
+            return not self.created()
+        if caller.session is not None:
+            return self.keys.check_session(caller.session) is not None
+        return self.keys.is_usable(caller.key.id)
+
     def touch(self, key: Key) -> None:
         """Say that the key was used. Nobody waits for that, and a database that is busy may miss it."""
         with suppress(StoreError):

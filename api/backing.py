@@ -13,8 +13,10 @@ from fa_tuner.domain.errors import NotFoundError
 from fa_tuner.domain.study import Evaluation, Recommendation
 from fa_tuner.recommend.memory import Memory
 from fa_tuner.report.documents import recommendation_document
-from fa_tuner.settings import StoreSettings
+from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.artifacts import Artifacts
+from fa_tuner.store.database import Database
+from fa_tuner.store.jobs import Jobs
 from fa_tuner.store.repository import Store
 
 from . import schemas
@@ -47,23 +49,33 @@ class Backing:
     """Opened by the first request that needs it, and tried again by the next one where it cannot be. Safe from several
     threads."""
 
-    def __init__(self, settings: StoreSettings) -> None:
-        self._settings, self._lock = settings, threading.Lock()
-        self._store: Store | None = None
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings, self._lock = settings, threading.Lock()
+        self._database: Database | None = None
         self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
         self._names: dict[str, str] = {}
 
     @property
-    def store(self) -> Store:
+    def database(self) -> Database:
         """
         Raises:
             StoreError: it cannot be opened.
         """
         with self._lock:
-            if self._store is None:
-                self._store = Store.open(self._settings.url)
-            return self._store
+            if self._database is None:
+                self._database = Database.open(self.settings.url)
+            return self._database
+
+    @property
+    def store(self) -> Store:
+        """Raises as `database`."""
+        return Store(self.database)
+
+    @property
+    def jobs(self) -> Jobs:
+        """Raises as `database`."""
+        return Jobs(self.database)
 
     @property
     def memory(self) -> Memory[Answer]:
@@ -82,7 +94,7 @@ class Backing:
         """
         with self._lock:
             if self._artifacts is None:
-                settings = self._settings
+                settings = self.settings
                 self._artifacts = Artifacts(settings.artifact_root, settings.artifact_quota_mb * 2**20)
             return self._artifacts
 
@@ -112,9 +124,9 @@ class Backing:
     def close(self) -> None:
         """Give the store's connections back; the next request opens it again."""
         with self._lock:
-            if self._store is not None:
-                self._store.close()
-            self._store = self._memory = None
+            if self._database is not None:
+                self._database.close()
+            self._database = self._memory = None
 
 
 def backing_of(request: Request) -> Backing:

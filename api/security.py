@@ -20,6 +20,7 @@ from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.keys import Scope as KeyScope
 
 from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
+from .links import IMAGES
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
@@ -49,6 +50,7 @@ class GuardedApp(FastAPI):
     def __init__(self, settings: ServiceSettings, **more: Any) -> None:
         super().__init__(**more)
         self.settings, self.access, self.metrics = settings, Access(settings.url), Metrics()
+        self.streams, self.closing = 0, False  # who listens to events; no longer where the service is to end
 
     def openapi(self) -> dict[str, Any]:
         return complete(super().openapi())
@@ -71,7 +73,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, settings: ServiceSettings) -> None:
         self.app, self.access = app, access
-        self._cap = settings.max_body_kb * 1024
+        self._cap, self._image_cap = settings.max_body_kb * 1024, settings.max_image_kb * 1024
         self._near = is_loopback(settings.host)
         self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
         self._touching: set[str] = set()
@@ -87,7 +89,8 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
-        body = _Body(receive, self._cap)
+        cap = self._image_cap if scope["path"] == IMAGES else self._cap
+        body = _Body(receive, cap)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -97,7 +100,7 @@ class Guard:
             await send(message)
 
         try:
-            scope.setdefault("state", {})["caller"] = await self._admitted(scope)
+            scope.setdefault("state", {})["caller"] = await self._admitted(scope, cap)
         except Refused as refused:
             answer = problem(refused.status, refused.kind, refused.detail)
             answer.headers.update(refused.headers)
@@ -112,9 +115,9 @@ class Guard:
                 if not body.exceeded:
                     raise
             if body.exceeded and not body.answered:
-                await problem(413, "content-too-large", self._too_large)(scope, receive, send_guarded)
+                await problem(413, "content-too-large", _too_large(cap))(scope, receive, send_guarded)
 
-    async def _admitted(self, scope: Scope) -> Caller:
+    async def _admitted(self, scope: Scope, cap: int) -> Caller:
         """
         Raises:
             Refused: it may not pass.
@@ -135,8 +138,8 @@ class Guard:
                 {"WWW-Authenticate": f'Bearer realm="fa-tune", error="insufficient_scope", scope="{wanted}"'},
             )  # fmt: skip
         length = headers.get("content-length", "")
-        if len(length) > 15 or (length.isdecimal() and int(length) > self._cap):
-            raise Refused(413, "content-too-large", self._too_large)
+        if len(length) > 15 or (length.isdecimal() and int(length) > cap):
+            raise Refused(413, "content-too-large", _too_large(cap))
         return caller
 
     async def _caller(self, given: Credentials, scope: Scope, host: str) -> Caller:
@@ -189,10 +192,6 @@ class Guard:
         if origin is None or origin.lower() != own.lower():
             raise Refused(403, "foreign-origin", "a change is only taken from a page of this service")
 
-    @property
-    def _too_large(self) -> str:
-        return f"a body may have up to {self._cap} bytes; `max_body_kb` (FA_TUNE_MAX_BODY_KB) sets how many"
-
 
 class _Body:
     """Counts a body of unknown length as it comes. What is answered after it was too large is dropped."""
@@ -223,6 +222,10 @@ def scope_for(method: str, path: str) -> KeyScope:
     if path == KEYS or path.startswith(f"{KEYS}/"):
         return "admin"
     return "read" if method in SAFE or path in READERS_TOO else "write"
+
+
+def _too_large(cap: int) -> str:
+    return f"a body may have up to {cap} bytes; `max_body_kb`, and `max_image_kb` for a picture, set how many"
 
 
 def _unauthorized(detail: str, error: str = "") -> Refused:

@@ -16,9 +16,12 @@ from sqlalchemy import Connection, Row
 
 from fa_tuner.domain.errors import LeaseLostError
 from fa_tuner.domain.job import Job
+from fa_tuner.domain.study import StudyState
 from fa_tuner.store.claims import Worker, is_stale, now_of
 from fa_tuner.store.schema import evaluations, jobs, studies, workers
 
+# how a study stands that was running, where its job is so
+_LEFT: dict[str, StudyState] = {"queued": "interrupted", "cancelled": "interrupted", "failed": "failed"}
 RETRY_SECONDS = 30.0  # before the second attempt; before the third, twice that
 
 
@@ -114,9 +117,12 @@ def again(connection: Connection, job: Row[Any], reason: str, problem: str, limi
 
 
 def settle(connection: Connection, job: int, state: str, reason: str = "", problem: str = "") -> None:
-    """Say how the job stands, and why."""
+    """Say how the job stands, and why; a study that nobody is at any more is not left running."""
     values = {"state": state, "reason": reason, "problem": problem, "updated": now_of(connection)}
-    connection.execute(jobs.update().where(jobs.c.id == job).values(values))
+    name = connection.scalar(jobs.update().where(jobs.c.id == job).values(values).returning(jobs.c.study))
+    if left := _LEFT.get(state):
+        deserted = studies.update().where(studies.c.name == name, studies.c.state == "running")
+        connection.execute(deserted.values(state=left, reason=reason))
 
 
 def due(connection: Connection, refused: set[int]) -> Row[Any] | None:
@@ -139,7 +145,9 @@ def evaluations_of(connection: Connection, study: str) -> int:
 
 
 def _all(connection: Connection, *where: sa.ColumnElement[bool]) -> list[Row[Any]]:
-    return list(connection.execute(sa.select(workers, workers.c.id.label("worker")).where(*where).order_by(workers.c.id)))
+    return list(
+        connection.execute(sa.select(workers, workers.c.id.label("worker")).where(*where).order_by(workers.c.id))
+    )
 
 
 def _is(lease: Lease) -> sa.ColumnElement[bool]:
