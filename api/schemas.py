@@ -24,6 +24,19 @@ Left = SkipJsonSchema[None]
 LEFT_OUT = Field(None, json_schema_extra=_no_default)
 
 
+def never_null(schema: dict[str, Any]) -> None:
+    """A request's model, or one parameter's schema, whose optional fields are left out and not sent as null."""
+    for field in schema.get("properties", {"": schema}).values():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            del field["anyOf"]
+            field.update(kinds[0])
+        elif kinds:
+            field["anyOf"] = kinds
+        if field.get("default", ...) is None:
+            del field["default"]
+
+
 class Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -15,6 +15,12 @@ import pytest
 from tests.support.command import FaTune
 
 
+@pytest.fixture(autouse=True)
+def ready_without_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests ask nothing of a worker."""
+    monkeypatch.setenv("FA_TUNE_READY_WITHOUT_WORKER", "true")
+
+
 def served(process: subprocess.Popen[str]) -> str:
     """The address that it prints."""
     assert process.stdout is not None
@@ -125,5 +131,6 @@ def test_settings_of_the_service(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatc
     shown = fa_tune("config", "--json").succeeded().document
     assert shown["allowed_hosts"] == {"value": ["tuner.example"], "from": "environment"}
     assert shown["max_body_kb"] == {"value": 1024, "from": "default"}
+    assert shown["ready_without_worker"] == {"value": True, "from": "environment"}
     monkeypatch.setenv("FA_TUNE_MAX_BODY_KB", "none")
     fa_tune("config").refused(2, "FA_TUNE_MAX_BODY_KB")
