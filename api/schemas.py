@@ -145,6 +145,10 @@ class FailedPolicy(Document):
 
 class FrontPoint(MeasuredPolicy):
     feasible: bool = Field(description="whether it meets the study's requirement")
+    holdout_met: bool | Left = Field(
+        None, description="whether it does so on held-out prompts, too; absent where that was not checked",
+        json_schema_extra=_no_default,
+    )  # fmt: skip
 
 
 class Workload(Document):

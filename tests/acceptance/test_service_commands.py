@@ -126,11 +126,17 @@ def test_the_service_loads_no_torch(fa_tune: FaTune) -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_settings_of_the_service(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_service_and_the_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA_TUNE_ALLOWED_HOSTS", '["tuner.example"]')
     shown = fa_tune("config", "--json").succeeded().document
     assert shown["allowed_hosts"] == {"value": ["tuner.example"], "from": "environment"}
     assert shown["max_body_kb"] == {"value": 1024, "from": "default"}
     assert shown["ready_without_worker"] == {"value": True, "from": "environment"}
+    monkeypatch.setenv("FA_TUNE_DEVICES", '["npu:0+1"]')
+    monkeypatch.setenv("FA_TUNE_WORKER_PARENT", "1")
+    shown = fa_tune("config", "--json").succeeded().document
+    assert shown["devices"] == {"value": ["npu:0+1"], "from": "environment"}
+    assert shown["max_attempts"] == {"value": 3, "from": "default"}
+    assert not {"worker_device", "worker_parent"} & shown.keys()
     monkeypatch.setenv("FA_TUNE_MAX_BODY_KB", "none")
     fa_tune("config").refused(2, "FA_TUNE_MAX_BODY_KB")
