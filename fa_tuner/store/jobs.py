@@ -233,7 +233,10 @@ class Jobs:
 def _row(connection: Connection, id: str) -> Row[Any]:
     row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job of id {id[:40]!r}: its study was not asked for through the service")
+        raise NotFoundError(
+            f"there is no job of id {id[:40]!r}: nobody asked the service for its study; one that `fa-tune run` made "
+            "goes on with `fa-tune run`"
+        )
     return row
 
 
