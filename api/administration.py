@@ -14,6 +14,7 @@ from fa_tuner.store.jobs import Jobs
 
 from . import schemas
 from .access import COOKIE, Caller
+from .login import is_form
 from .problems import problems
 from .security import GuardedApp
 
@@ -49,11 +50,12 @@ def install_administration(app: GuardedApp) -> None:
         tags=["session"],
         status_code=204,
         summary="A session cookie for the key that the request brings",
-        responses=problems(409, 422),
+        responses={303: {"description": "To the page, for who sent the form"}, **problems(409, 422)},
     )
     def login(
         request: Request, former: Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)] = None
     ) -> Response:
+        """The key comes in a header, or as `key` of a form (application/x-www-form-urlencoded)."""
         caller: Caller = request.state.caller
         if caller.key is None:
             raise ConflictError("no key was created, so this service is open and there is nothing to log in to")
@@ -63,7 +65,8 @@ def install_administration(app: GuardedApp) -> None:
             access.keys.end_session(former)
         seconds = settings.session_hours * 3600
         secret = access.keys.start_session(caller.key.id, seconds)
-        response = Response(status_code=204)
+        by_form = is_form(request.method, request.url.path, request.headers)
+        response = Response(status_code=303, headers={"Location": "/"}) if by_form else Response(status_code=204)
         response.set_cookie(
             COOKIE, secret, max_age=seconds, httponly=True, samesite="strict", secure=request.url.scheme == "https"
         )

@@ -1,4 +1,4 @@
-"""The application: health, recommendations and studies, on the same functions as the command line.
+"""The application: health, recommendations, studies and the page, on the same functions as the command line.
 
 Run it with `fa-tune serve`, or in a server of your own with `uvicorn --factory fa_tuner_api:create_app`.
 """
@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from fa_tuner.settings import ServiceSettings, load
 
-from . import events, images, jobs, pictures, recommendations, schemas, studies
+from . import events, images, jobs, page, pictures, recommendations, schemas, studies
 from .administration import install_administration
 from .backing import Backing
 from .problems import install_problem_handlers
@@ -49,6 +49,6 @@ def create_app(settings: ServiceSettings | None = None) -> GuardedApp:
     def healthz() -> schemas.Health:
         return schemas.Health(status="ok")
 
-    for part in (recommendations, studies, pictures, jobs, events, images):
+    for part in (recommendations, studies, pictures, jobs, events, images, page):
         app.include_router(part.router)
     return app

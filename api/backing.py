@@ -21,6 +21,7 @@ from fa_tuner.store.repository import Store
 
 from . import schemas
 from .links import recommendation_links
+from .stills import Stills
 
 MOST_NAMES = 10_000
 
@@ -54,6 +55,7 @@ class Backing:
         self._database: Database | None = None
         self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
+        self.stills = Stills(lambda *name: self.artifacts.frames(*name))
         self._names: dict[str, str] = {}
 
     @property

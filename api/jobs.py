@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.exceptions import HTTPException
 
 from fa_tuner.domain.errors import UsageError
@@ -30,9 +30,10 @@ MOST_PROMPTS = 256
 
 
 class Terms(BaseModel):
-    """How good a policy must be, and how long to search for it; what is left out is as in `fa-tune run`."""
+    """How good a policy must be, and how long to search for it. What is left out is as in `fa-tune run`; null is
+    refused, as it could mean that or "none"."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=schemas.never_null)
 
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB against the native baseline", examples=[30])
     quality: Literal["recommended", "good", "strict"] | None = None
@@ -41,9 +42,16 @@ class Terms(BaseModel):
     trials: int | None = Field(None, ge=1, le=100_000, description="most policies to measure", examples=[60])
     budget: str | None = Field(None, max_length=20, description="time to search", examples=["1h30m"])
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_null(cls, given: Any) -> Any:
+        if given is None:
+            raise ValueError("null is no value; leave the field out")
+        return given
+
     def settings(self) -> dict[str, Any]:
         """By the names of `RunSettings`; only what was given."""
-        return self.model_dump(exclude_unset=True, exclude_none=True, exclude={"study", "workers"})
+        return self.model_dump(exclude_unset=True, exclude={"study", "workers"})
 
 
 class StudyRequest(Terms):

@@ -1,4 +1,4 @@
-"""What was generated: frames and clips, by study, policy and case."""
+"""What was generated: clips, frames and single frames, by study, policy and case."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from fa_tuner.domain.study import study_id
 from .backing import Backed, StudyName
 from .links import ROOT
 from .problems import problems
+from .stills import png
 from .studies import POLICY_ID
 from .tagged import IF_NONE_MATCH, tagged
 
 PolicyId = Annotated[str, Path(pattern=POLICY_ID, description="`id` of the policy; the native one's is the baseline")]
+FrameIndex = Annotated[int, Path(ge=0, le=100_000, description="of the frame, from 0", examples=[0])]
 CaseNumber = Annotated[int, Path(ge=0, le=100_000, description="of the searched prompt and seed, from 0", examples=[0])]
 
 router = APIRouter(prefix=f"{ROOT}/studies/{{study_id}}/policies/{{policy_id}}/cases/{{case}}", tags=["studies"])
@@ -50,6 +52,21 @@ def frames(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Back
     """Kept of the baseline and of the policies on the front."""
     content = backing.artifacts.packed_frames(name, backing.evaluation(name, policy_id).policy.key, case)
     return _kept(request, content, "application/zip", name, policy_id, case, "npz")
+
+
+@router.get(
+    "/frames/{index}", summary="One frame without loss (PNG)", response_class=Response,
+    openapi_extra={"parameters": [IF_NONE_MATCH]}, responses=_responses("image/png", "RGB, 8 bits a channel"),
+)  # fmt: skip
+def frame(
+    name: StudyName, policy_id: PolicyId, case: CaseNumber, index: FrameIndex, backing: Backed, request: Request
+) -> Response:
+    """As `frames`, one at a time; the study's `workload.frames` says how many there are."""
+    kept = backing.stills.frames(name, backing.evaluation(name, policy_id).policy.key, case)
+    if kept is not None and index >= len(kept):
+        raise NotFoundError(f"case {case} has {len(kept)} frames, counted from 0; there is no frame {index}")
+    content = None if kept is None else png(kept, index)
+    return _kept(request, content, "image/png", name, policy_id, case, f"{index}.png")
 
 
 def _kept(

@@ -24,6 +24,19 @@ Left = SkipJsonSchema[None]
 LEFT_OUT = Field(None, json_schema_extra=_no_default)
 
 
+def never_null(schema: dict[str, Any]) -> None:
+    """A request's model, or one parameter's schema, whose optional fields are left out and not sent as null."""
+    for field in schema.get("properties", {"": schema}).values():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            del field["anyOf"]
+            field.update(kinds[0])
+        elif kinds:
+            field["anyOf"] = kinds
+        if field.get("default", ...) is None:
+            del field["default"]
+
+
 class Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -132,6 +145,10 @@ class FailedPolicy(Document):
 
 class FrontPoint(MeasuredPolicy):
     feasible: bool = Field(description="whether it meets the study's requirement")
+    holdout_met: bool | Left = Field(
+        None, description="whether it does so on held-out prompts, too; absent where that was not checked",
+        json_schema_extra=_no_default,
+    )  # fmt: skip
 
 
 class Workload(Document):

@@ -7,12 +7,14 @@ the body. What is refused is refused before any route is looked for, so that nob
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fa_tuner.domain.errors import FaTuneError, outcome
@@ -21,6 +23,7 @@ from fa_tuner.store.keys import Scope as KeyScope
 
 from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
 from .links import IMAGES
+from .login import MOST_BYTES, is_form, login_form, message_for, sent_key, wants_form
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
@@ -100,10 +103,9 @@ class Guard:
             await send(message)
 
         try:
-            scope.setdefault("state", {})["caller"] = await self._admitted(scope, cap)
+            scope.setdefault("state", {})["caller"] = await self._admitted(scope, receive, cap)
         except Refused as refused:
-            answer = problem(refused.status, refused.kind, refused.detail)
-            answer.headers.update(refused.headers)
+            answer = _answer(refused, scope)
             await answer(scope, receive, send_guarded)
         except FaTuneError as error:
             _, status, kind = outcome(type(error))
@@ -117,7 +119,7 @@ class Guard:
             if body.exceeded and not body.answered:
                 await problem(413, "content-too-large", _too_large(cap))(scope, receive, send_guarded)
 
-    async def _admitted(self, scope: Scope, cap: int) -> Caller:
+    async def _admitted(self, scope: Scope, receive: Receive, cap: int) -> Caller:
         """
         Raises:
             Refused: it may not pass.
@@ -131,6 +133,10 @@ class Guard:
         origin = headers.get("origin")
         if method not in SAFE and (origin is not None or (given.session and not given.secret)):
             self._check_origin(origin, f"{scope['scheme']}://{headers['host']}")
+        if given.secret is None and is_form(method, path, headers):
+            if (sent := await sent_key(receive)) is None:
+                raise Refused(413, "content-too-large", f"a form to log in may have up to {MOST_BYTES} bytes")
+            given = replace(given, secret=sent)
         caller = await self._caller(given, scope, host)
         if caller.key is not None and not caller.key.may(wanted := scope_for(method, path)):
             raise Refused(
@@ -226,6 +232,19 @@ def scope_for(method: str, path: str) -> KeyScope:
 
 def _too_large(cap: int) -> str:
     return f"a body may have up to {cap} bytes; `max_body_kb`, and `max_image_kb` for a picture, set how many"
+
+
+def _answer(refused: Refused, scope: Scope) -> Response:
+    """A problem document, or the form to log in with where that would help."""
+    headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+    answer: Response
+    if refused.status in (401, 429) and wants_form(method, path, headers):
+        session, sent = Credentials.of(headers).session is not None, is_form(method, path, headers)
+        answer = login_form(refused.status, message_for(refused.status, session, sent))
+    else:
+        answer = problem(refused.status, refused.kind, refused.detail)
+    answer.headers.update(refused.headers)
+    return answer
 
 
 def _unauthorized(detail: str, error: str = "") -> Refused:

@@ -13,12 +13,13 @@ IF_NONE_MATCH = {
 }  # fmt: skip
 
 
-def tagged(request: Request, content: bytes, media_type: str, filename: str) -> Response:
-    """The whole content, to be saved as `filename`, or 304 without it."""
+def tagged(request: Request, content: bytes, media_type: str, filename: str | None = None) -> Response:
+    """The whole content, to be saved as `filename` where there is one, or 304 without it."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     asked = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
     if tag in asked or asked == ["*"]:
         return Response(status_code=304, headers=headers)
-    headers["Content-Disposition"] = f'attachment; filename="{filename}"'
+    if filename is not None:
+        headers["Content-Disposition"] = f'attachment; filename="{filename}"'
     return Response(content, media_type=media_type, headers=headers)

@@ -136,12 +136,19 @@ def result_document(study: Study, evaluations: list[Evaluation]) -> dict[str, An
     wanted = study.spec.requirement
     order = ranked(candidates(evaluations), wanted)
     document = searched_document(study, evaluations)
-    document["front"] = [
-        {**evaluation_document(c.evaluation, study), "feasible": wanted.met_by(c.measurement.cases)}
-        for c in front_of(study, evaluations)
-    ]
+    document["front"] = [point_document(c, study) for c in front_of(study, evaluations)]
     if order:
         document["recommended"] = evaluation_document(order[0].evaluation, study)
+    return document
+
+
+def point_document(candidate: Candidate, study: Study) -> dict[str, Any]:
+    """A policy on the front, and whether it meets the study's requirement, on held-out prompts too where it was run."""
+    wanted = study.spec.requirement
+    document = evaluation_document(candidate.evaluation, study)
+    document["feasible"] = wanted.met_by(candidate.measurement.cases)
+    if (held := candidate.holdout_met(wanted)) is not None:
+        document["holdout_met"] = held
     return document
 
 

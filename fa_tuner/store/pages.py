@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,11 +11,9 @@ from sqlalchemy import Connection
 from fa_tuner.domain.policy import NATIVE
 from fa_tuner.domain.study import Evaluation, Study
 from fa_tuner.store import rows
-from fa_tuner.store.schema import cases, environments, evaluations, studies, workloads
-
-STUDIES = sa.select(
-    studies, workloads.c.document.label("workload"), environments.c.document.label("environment")
-).select_from(studies.join(workloads).join(environments))
+from fa_tuner.store.evaluations import with_cases
+from fa_tuner.store.schema import evaluations, studies, workloads
+from fa_tuner.store.studies import STUDIES, of_model
 
 # dates as the driver has them: they are only compared
 _STAMPS = (
@@ -68,11 +64,6 @@ def stamps(connection: Connection, by: Literal["model", "name"], wanted: str) ->
     return tuple(Stamp(row[0], tuple(row)) for row in connection.execute(_BY[by], {"wanted": wanted}))
 
 
-def of_model(model: str) -> sa.ColumnElement[bool]:
-    """Holds for no study where a database could not keep the text."""
-    return workloads.c.model == model if rows.is_text(model) else sa.false()
-
-
 def study_page(
     connection: Connection, limit: int, before: int | None, model: str | None, state: str | None
 ) -> StudyPage:
@@ -103,20 +94,3 @@ def evaluation_page(connection: Connection, study: int, limit: int, after: int) 
     return EvaluationPage(
         tuple(with_cases(connection, page, mine)) if page else (), page[-1].number if len(found) > limit else None
     )
-
-
-def evaluations_of(connection: Connection, where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """By their numbers; two queries, however many there are."""
-    found = connection.execute(sa.select(evaluations).where(where).order_by(evaluations.c.number)).all()
-    return with_cases(connection, found, where) if found else []
-
-
-def with_cases(connection: Connection, found: Sequence[sa.Row[Any]], where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """The evaluations that these rows say; `where` holds for them alone."""
-    by_kind: dict[tuple[int, str], list[Any]] = defaultdict(list)
-    for row in connection.execute(sa.select(cases).join(evaluations).where(where).order_by(cases.c.position)):
-        by_kind[row.evaluation_id, row.kind].append(rows.case_of(row))
-    return [
-        rows.evaluation_of(row, by_kind.get((row.id, "search"), ()), by_kind.get((row.id, "holdout"), ()))
-        for row in found
-    ]

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row, Table
 
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Constraint, Coverage, Latency, Measurement, Requirement
 from fa_tuner.domain.policy import SkipPolicy, parse_dtypes
@@ -157,6 +157,13 @@ def case_values(kind: str, qualities: Iterable[CaseQuality]) -> list[Values]:
         }
         for position, quality in enumerate(qualities)
     ]
+
+
+def inserted(connection: Connection, table: Table, values: Values) -> int:
+    """The id of a new row."""
+    key = connection.execute(table.insert().values(values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
 
 
 def front_values(policy_keys: Iterable[str], hypervolume: float) -> Values:

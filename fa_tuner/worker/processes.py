@@ -43,7 +43,7 @@ class Device:
     def environment(self) -> dict[str, str]:
         """What a worker needs in its environment to see this device alone."""
         kind, _, numbers = self.name.partition(":")
-        visible = {_VISIBLE[kind]: numbers.replace("+", ",")} if numbers else {"FA_TUNE_DEVICE": "cpu"}
+        visible = {_VISIBLE[kind]: numbers.replace("+", ",")} if numbers else dict.fromkeys(_VISIBLE.values(), "")
         return {DEVICE: self.name, **visible}
 
 

@@ -16,8 +16,8 @@ from tests.support.command import FaTune
 
 
 @pytest.fixture(autouse=True)
-def without_a_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
-    """These services only answer from what is stored."""
+def ready_without_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests ask nothing of a worker."""
     monkeypatch.setenv("FA_TUNE_READY_WITHOUT_WORKER", "true")
 
 
@@ -131,6 +131,7 @@ def test_settings_of_the_service_and_the_worker(fa_tune: FaTune, monkeypatch: py
     shown = fa_tune("config", "--json").succeeded().document
     assert shown["allowed_hosts"] == {"value": ["tuner.example"], "from": "environment"}
     assert shown["max_body_kb"] == {"value": 1024, "from": "default"}
+    assert shown["ready_without_worker"] == {"value": True, "from": "environment"}
     monkeypatch.setenv("FA_TUNE_DEVICES", '["npu:0+1"]')
     monkeypatch.setenv("FA_TUNE_WORKER_PARENT", "1")
     shown = fa_tune("config", "--json").succeeded().document

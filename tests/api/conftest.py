@@ -22,7 +22,9 @@ from tests.support.service import Service
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceSettings:
     for name in ("FA_TUNE_STORAGE", "FA_TUNE_ARTIFACTS"):
         monkeypatch.delenv(name, raising=False)
-    return ServiceSettings(storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"))
+    return ServiceSettings(
+        storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"), ready_without_worker=True
+    )
 
 
 @pytest.fixture

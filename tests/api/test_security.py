@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import re
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -278,6 +280,87 @@ def test_another_login_ends_the_former_session(service: Service, keys: Keys) -> 
     former = logged_in(service, secret)
     assert service.request("POST", "/login", headers=former | bearer(secret)).status_code == 204
     problem(service.request("GET", "/readyz", headers=former), 401, "unauthorized")
+
+
+# --- the form to log in -------------------------------------------------------------------------------------------
+
+PERSON = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def form_for(answer: httpx.Response, status: int) -> str:
+    """Check that it is the form, under a policy that allows its own style and nothing else; what it says."""
+    assert answer.status_code == status and answer.headers["content-type"] == "text/html; charset=utf-8"
+    (style,) = re.findall(r"<style>(.*?)</style>", answer.text, flags=re.S)
+    hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = answer.headers["content-security-policy"]
+    assert f"style-src 'sha256-{hashed}'" in policy and "default-src 'none'" in policy and "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy and "form-action 'self'" in policy
+    for name in HEADERS.keys() - {"Content-Security-Policy"}:
+        assert answer.headers[name] == HEADERS[name]
+    assert '<form method="post" action="/login">' in answer.text and "<script" not in answer.text
+    (message,) = re.findall(r'<p role="status">(.*?)</p>', answer.text)
+    return str(message)
+
+
+def test_who_opens_the_page_without_a_key_gets_the_form(service: Service, keys: Keys) -> None:
+    keys.create("ann", "read")
+    assert "needs a key" in form_for(service.get("/", headers=PERSON), 401)
+    ended = service.get("/", headers=PERSON | {"Cookie": f"fa_tune_session={WRONG}"})
+    assert "has ended" in form_for(ended, 401)
+    for path in ("/static/main.js", "/nothing", "/api/v1/studies"):  # a person does not look at those
+        problem(service.get(path, headers=PERSON), 401, "unauthorized")
+    problem(service.request("POST", "/", headers=PERSON | HERE), 401, "unauthorized")
+    problem(service.get("/"), 401, "unauthorized")
+
+
+def test_the_form_logs_in(service: Service, keys: Keys) -> None:
+    key, secret = keys.create("ann", "read")
+    answer = service.request("POST", "/login", headers=HERE, data={"key": f" {secret} "})
+    assert (answer.status_code, answer.headers["location"], answer.content) == (303, "/", b"")
+    assert "HttpOnly" in answer.headers["set-cookie"] and "SameSite=strict" in answer.headers["set-cookie"]
+    session = {"Cookie": answer.headers["set-cookie"].partition(";")[0]}
+    assert service.get("/", headers=PERSON | session).status_code == 200
+    again = service.request("POST", "/login", headers=HERE | session, data={"key": secret})
+    assert again.status_code == 303
+    assert "has ended" in form_for(service.get("/", headers=PERSON | session), 401)  # another login ended it
+    keys.revoke(key.id)
+    assert "revoked" in form_for(service.request("POST", "/login", headers=HERE, data={"key": secret}), 401)
+
+
+def test_what_the_form_does_not_log_in(service: Service, keys: Keys, settings: ServiceSettings) -> None:
+    _, secret = keys.create("ann", "read")
+    for given in ({"key": WRONG}, {"key": "<b>"}, {"key": ""}, {"other": secret}, {"Key": secret}):
+        message = form_for(service.request("POST", "/login", headers=HERE, data=given), 401)
+        assert "no key" in message and "<b>" not in message
+    answer = service.request("POST", "/login", headers={"Origin": "https://evil.example"}, data={"key": secret})
+    problem(answer, 403, "foreign-origin")
+    former = {"Cookie": f"fa_tune_session={WRONG}"}
+    problem(service.request("POST", "/login", headers=former, data={"key": secret}), 403, "foreign-origin")
+    problem(service.request("POST", "/login", headers=HERE, data={"key": "x" * 2000}), 413, "content-too-large")
+    elsewhere = service.request("POST", "/login", headers={"Host": "evil.example"}, data={"key": secret})
+    problem(elsewhere, 400, "unknown-host")
+    # as a file, in the address, or to another route a key is none
+    problem(service.request("POST", "/login", headers=HERE, files={"key": secret.encode()}), 401, "unauthorized")
+    problem(service.request("POST", "/login", {"key": secret}, headers=HERE), 401, "unauthorized")
+    problem(service.request("POST", "/logout", headers=HERE, data={"key": secret}), 401, "unauthorized")
+    # a header counts before the form
+    wrong = service.request("POST", "/login", headers=HERE | bearer(WRONG), data={"key": secret})
+    assert "set-cookie" not in wrong.headers and wrong.status_code == 401
+
+
+def test_guessing_by_the_form_is_limited(service: Service, keys: Keys) -> None:
+    _, secret = keys.create("ann", "read")
+    for _ in range(WRONG_KEYS):
+        form_for(service.request("POST", "/login", headers=HERE, data={"key": WRONG}), 401)
+    answer = service.request("POST", "/login", headers=HERE, data={"key": secret})  # even if it were guessed now
+    assert "Too many" in form_for(answer, 429)
+    assert 0 < int(answer.headers["retry-after"]) <= 61
+    problem(service.request("POST", "/login", headers=bearer(WRONG)), 429, "too-many-requests")
+
+
+def test_an_open_service_has_nothing_to_log_in_to(service: Service) -> None:
+    assert service.get("/", headers=PERSON).status_code == 200
+    form_for(service.request("POST", "/login", headers=HERE, data={"key": WRONG}), 401)
 
 
 # --- hosts and origins --------------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
+import fa_tuner_api.stills
 import numpy as np
 import pytest
+from fa_tuner_api.stills import Stills
+from PIL import Image
 
 from fa_tuner.domain.study import study_id
 from fa_tuner.settings import StoreSettings
@@ -43,6 +47,45 @@ def test_what_is_kept_comes_back(service: Service, study: str, number: int, key:
         assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize(("number", "key"), [(0, "native"), (1, POLICY)])
+def test_single_frames_come_back_without_loss(service: Service, study: str, number: int, key: str) -> None:
+    case = f"{study}/policies/{digest(key)}/cases/0/frames"
+    for index, expected in enumerate(FRAMES + np.uint8(number)):
+        answer = service.get(f"{case}/{index}")
+        assert answer.headers["content-type"] == "image/png"
+        with Image.open(io.BytesIO(answer.content)) as picture:
+            assert picture.mode == "RGB" and (np.asarray(picture) == expected).all()
+        again = service.get(f"{case}/{index}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert "has 3 frames" in problem(service.get(f"{case}/3"), 404, "not-found")
+    for index in ("-1", "1.5", "x", "100001"):
+        problem(service.get(f"{case}/{index}"), 422, "invalid-request")
+
+
+def test_the_archives_looked_at_last_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a while, and up to a bound."""
+    read: list[int] = []
+    now = [0.0]
+
+    def load(study: str, key: str, case: int) -> Any:
+        read.append(case)
+        return FRAMES if case < 9 else None
+
+    stills = Stills(load, lambda: now[0])
+    monkeypatch.setattr(fa_tuner_api.stills, "MOST_BYTES", 2 * FRAMES.nbytes)
+    for case in (0, 1, 0, 1, 2, 1, 0, 2):
+        assert stills.frames("s", "k", case) is FRAMES
+    assert read == [0, 1, 2, 0, 2]
+    assert stills.frames("t", "k", 2) is FRAMES and len(read) == 6
+    assert stills.frames("t", "k", 9) is None and stills.frames("t", "k", 9) is None and len(read) == 8
+    now[0] = fa_tuner_api.stills.BELIEVED
+    stills.frames("t", "k", 2)
+    assert len(read) == 9
+    monkeypatch.setattr(fa_tuner_api.stills, "MOST_BYTES", 1)
+    assert stills.frames("t", "k", 2) is FRAMES and stills.frames("t", "k", 2) is FRAMES  # too large to be held
+    assert len(read) == 10
+
+
 def test_a_recommendation_links_to_its_evidence(service: Service, study: str) -> None:
     answer = strict_json(service.recommended(model="wan", min_psnr=39))
     assert answer["policy"]["id"] == digest(POLICY)
@@ -53,7 +96,7 @@ def test_a_recommendation_links_to_its_evidence(service: Service, study: str) ->
         assert service.get(link).status_code == 200
 
 
-@pytest.mark.parametrize("part", ["clip", "frames"])
+@pytest.mark.parametrize("part", ["clip", "frames", "frames/0"])
 def test_what_is_not_kept(service: Service, study: str, store: Store, part: str) -> None:
     known, other = digest(POLICY), digest("fp8:/")
     for path in (f"{known}/cases/1", f"{other}/cases/0", f"{digest('fp8:9/9')}/cases/0"):
@@ -62,7 +105,7 @@ def test_what_is_not_kept(service: Service, study: str, store: Store, part: str)
     problem(service.get(f"/api/v1/studies/{study_id('t')}/policies/{known}/cases/0/{part}"), 404, "not-found")
 
 
-@pytest.mark.parametrize("part", ["clip", "frames"])
+@pytest.mark.parametrize("part", ["clip", "frames", "frames/0"])
 def test_nothing_that_a_client_sends_becomes_a_path(service: Service, study: str, part: str) -> None:
     known = digest(POLICY)
     for path in (
