@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,14 +129,15 @@ def test_without_who_started_it_a_worker_ends(yard: Yard, command: Command, argu
     assert living(yard) == []
 
 
-SHORT_LEASE = """
+SLOW = """
 import sys, time
 from pathlib import Path
 from fa_tuner.cli import main
 from fa_tuner.engines.replay import ReplayEngine
 from fa_tuner.store import claims
 
-claims.LEASE_SECONDS, original, seconds = 2.0, ReplayEngine.generate, float(sys.argv.pop(1))
+claims.LEASE_SECONDS, seconds = float(sys.argv.pop(1)), float(sys.argv.pop(1))
+original = ReplayEngine.generate
 
 def generate(*arguments, **named):
     generating = Path("generating")  # and so in no transaction, whose locks would stay
@@ -149,21 +151,38 @@ main()
 """
 
 
+def slow_worker(yard: Yard, lease: float, seconds: float, *arguments: str) -> subprocess.Popen[str]:
+    """A generation takes it so many seconds; to it a worker is gone after `lease` seconds of silence."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(lease), str(seconds), "worker", *arguments],
+        text=True, stderr=subprocess.PIPE, cwd=yard.folder,
+        env={
+            **os.environ, "FA_TUNE_STORAGE": yard.url, "FA_TUNE_ARTIFACTS": str(yard.folder / "artifacts"),
+            "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1",
+        },
+    )  # fmt: skip
+
+
+def test_two_workers_share_one_study(yard: Yard) -> None:
+    yard.ask("s", workers=2, trials=16)
+    yard.ask("alone", trials=2)
+    both = [slow_worker(yard, 120.0, 0.1, "--until-idle") for _ in range(2)]
+    said = [worker.communicate(timeout=100)[1] for worker in both]
+    assert [worker.returncode for worker in both] == [0, 0] and "Traceback" not in "".join(said)
+    measured = [len(re.findall(r"^ *\d+ .* dB, gain", text.split("study s: taken")[1], re.MULTILINE)) for text in said]
+    with yard.opened() as (_, store):
+        count = store.count("s")
+    assert min(measured) > 1, said
+    yard.assert_whole("s", count - 1)  # what both were at when the target was reached is kept
+    yard.assert_whole("alone", 2)
+    assert 16 <= count - 1 <= 17
+
+
 def test_a_paused_worker_that_wakes_up_too_late_changes_nothing(yard: Yard) -> None:
     """Another worker has finished the study meanwhile: what it writes is refused, and it goes on with other jobs."""
-    environment = {
-        **os.environ, "FA_TUNE_STORAGE": yard.url, "FA_TUNE_ARTIFACTS": str(yard.folder / "artifacts"),
-        "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-
-    def worker(seconds: float, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", SHORT_LEASE, str(seconds), "worker", *arguments],
-            text=True, env=environment, stderr=subprocess.PIPE, cwd=yard.folder,
-        )  # fmt: skip
-
+    lease = 2.0
     yard.ask("s")
-    paused = worker(0.5)
+    paused = slow_worker(yard, lease, 0.3)
     try:
         wait_for(lambda: yard.job().state == "running" and _count(yard) >= 3)
         generating = yard.folder / "generating"
@@ -171,16 +190,16 @@ def test_a_paused_worker_that_wakes_up_too_late_changes_nothing(yard: Yard) -> N
         wait_for(generating.exists)
         paused.send_signal(signal.SIGSTOP)
         stored = _count(yard)
-        time.sleep(2.5)
-        other = worker(0.0, "--until-idle")
+        time.sleep(lease + 0.5)
+        other = slow_worker(yard, lease, 0.0, "--until-idle")
         assert "Traceback" not in other.communicate(timeout=60)[1] and other.returncode == 0
         assert yard.job().state == "finished"
         before = yard.evaluations()
-        yard.ask("t")
+        yard.ask("t", trials=2)
         paused.send_signal(signal.SIGCONT)
         wait_for(lambda: yard.job("t").ended)
         assert yard.evaluations() == before and stored < len(before)
-        yard.assert_whole("t")
+        yard.assert_whole("t", 2)
         yard.assert_whole("s")
     finally:
         paused.send_signal(signal.SIGCONT)
