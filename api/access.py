@@ -108,6 +108,10 @@ class Access:
         self._asked = time.monotonic()
         return self._created
 
+    def was_right(self, secret: str) -> bool:
+        """Whether it was that of a key when it was last asked for."""
+        return _digest(secret) in self._right
+
     def identify(self, given: Credentials, address: str) -> Caller | None:
         """Who that is; None for nobody. A session that has ended is nobody, not an attempt to guess one.
 
@@ -127,7 +131,7 @@ class Access:
             self.keys.touch(key.id)
 
     def _checked(self, secret: str, address: str) -> Key:
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(secret)
         if digest not in self._right and (wait := self._throttle.wait(address)):
             raise TooManyWrongKeys(wait)
         if (key := self.keys.check(secret)) is None:
@@ -164,6 +168,10 @@ class Throttle:
             self._wrong[address] = number + 1, until
             if len(self._wrong) > MAX_REMEMBERED:
                 del self._wrong[next(iter(self._wrong))]
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 def is_loopback(host: str) -> bool:

@@ -7,6 +7,7 @@ the body. What is refused is refused before any route is looked for, so that nob
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -23,6 +24,7 @@ from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, add
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
+from .turns import Turns
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 KEYS = "/api/v1/keys"
@@ -75,6 +77,7 @@ class Guard:
         self._near = is_loopback(settings.host)
         self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
         self._touching: set[str] = set()
+        self._identifying = Turns[Caller | None]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -147,7 +150,7 @@ class Guard:
             return Caller(None)
         address = (scope.get("client") or ("", 0))[0]
         try:
-            found = await run_in_threadpool(self.access.identify, given, address)
+            found = await self._identified(given, address)
         except WrongKey:
             raise _unauthorized("this is no key, or a revoked one", "invalid_token") from None
         except TooManyWrongKeys as error:
@@ -161,6 +164,13 @@ class Guard:
         if near and not await run_in_threadpool(self.access.created):
             return Caller(None)
         raise _unauthorized("this needs a key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    async def _identified(self, given: Credentials, address: str) -> Caller | None:
+        """As `Access.identify`; who brings the same key at once is looked up once, but each guess at one counts."""
+        look = partial(self.access.identify, given, address)
+        if given.secret is not None and not self.access.was_right(given.secret):
+            return await run_in_threadpool(look)
+        return await self._identifying.get((given, address), look)
 
     def _touch(self, caller: Caller) -> None:
         key = caller.key

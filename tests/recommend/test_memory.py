@@ -29,6 +29,10 @@ class Stamp(NamedTuple):
     version: int
 
 
+class Reading(NamedTuple):
+    evaluations: list[Evaluation]
+
+
 @dataclass
 class Counting:
     """A store that counts what it is asked, and stamps each study with a number."""
@@ -58,8 +62,11 @@ class Counting:
         return sorted({s.spec.workload.model for s, _, _ in self.held.values()})
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        self.asked["evaluations"] += 1
         return self.held[name][1]
+
+    def reading(self, name: str, before: Reading | None = None) -> Reading:
+        self.asked["evaluations" if before is None else "more evaluations"] += 1
+        return Reading(self.held[name][1])
 
     def is_checked(self, name: str) -> bool:
         self.asked["is_checked"] += 1
@@ -181,7 +188,7 @@ def test_memory_is_bounded(store: Counting, monkeypatch: pytest.MonkeyPatch) -> 
             else:
                 with pytest.raises(NotFoundError):
                     kept.recommend(Question(name))
-    for part in (kept._studies, kept._evaluations, kept._answers):
+    for part in (kept._studies, kept._readings, kept._found, kept._answers):
         assert len(part._kept) <= 2
     store.asked.clear()
     kept.recommend(Question("b"))
