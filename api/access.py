@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.datastructures import Headers
@@ -180,6 +181,7 @@ def is_loopback(host: str) -> bool:
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
+@lru_cache(maxsize=256)  # asked with every request
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
     """The address that a host is written as; None for a name."""
     try:

@@ -208,7 +208,8 @@ class Requirement:
         return {str(c): c.violation(aggregate(seen, c.metric, self.aggregate)) for c in self.constraints}
 
     def met_by(self, cases: Iterable[CaseQuality]) -> bool:
-        return all(value <= 0 for value in self.violations(cases).values())
+        seen = tuple(cases)
+        return all(c.violation(aggregate(seen, c.metric, self.aggregate)) <= 0 for c in self.constraints)
 
     def beside(self, other: Requirement) -> Requirement:
         """This one, with the PSNR bound of `other` where it has none of its own: a further bound on something else
