@@ -26,8 +26,6 @@ from .links import recommendation_links
 from .stills import Stills
 from .turns import Turns
 
-MOST_NAMES = 10_000
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -59,7 +57,6 @@ class Backing:
         self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
         self.stills = Stills(lambda *name: self.artifacts.frames(*name))
-        self._names: dict[str, str] = {}
         self._stamps = Turns[tuple[Any, ...]]()
 
     @property
@@ -119,16 +116,12 @@ class Backing:
             return self._artifacts
 
     def name_of(self, study_id: str) -> str:
-        """The name of a study by its id, looked for once: a name has one id for ever.
+        """The name of a study by its id.
 
         Raises:
             NotFoundError: there is no such study.
         """
-        if (known := self._names.get(study_id)) is None:
-            known = self.store.name_of(study_id)
-            if len(self._names) < MOST_NAMES:
-                self._names[study_id] = known
-        return known
+        return self.store.name_of(study_id)
 
     def evaluation(self, name: str, policy_id: str) -> Evaluation:
         """Of the policy with this id: what a client sends is only compared.

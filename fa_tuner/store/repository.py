@@ -102,7 +102,7 @@ class Store:
             return studies.models(connection)
 
     def name_of(self, key: str) -> str:
-        """The name of the study whose `study_id` is `key`. Reads all names.
+        """The name of the study whose `study_id` is `key`.
 
         Raises:
             NotFoundError: there is none.

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, Table
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Constraint, Coverage, Latency, Measurement, Requirement
 from fa_tuner.domain.policy import SkipPolicy, parse_dtypes
 from fa_tuner.domain.selector import SkipSelector
-from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
+from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, study_id
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
 
 Values = dict[str, Any]
@@ -88,6 +88,7 @@ def study_values(spec: StudySpec) -> Values:
         raise ValueError(f"study name {spec.name[:40]!r} must have 1 to {MAX_NAME} characters, none of them NUL")
     return {
         "name": spec.name,
+        "study_key": study_id(spec.name),
         "dtype": _text("dtype", spec.dtype),
         "requirement": requirement_text(spec.requirement),
         "sampler": _text("sampler", spec.sampler),

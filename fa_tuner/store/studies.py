@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from fa_tuner.domain.errors import ConflictError, NotFoundError
-from fa_tuner.domain.study import Study, study_id
+from fa_tuner.domain.study import Study
 from fa_tuner.store import rows
 from fa_tuner.store.failures import shown
 from fa_tuner.store.rows import Values
@@ -68,12 +68,13 @@ def models(connection: Connection) -> list[str]:
 def name_of(connection: Connection, key: str) -> str:
     """
     Raises:
-        NotFoundError: no study has this `study_id`.
+        NotFoundError: there is no study of that id.
     """
-    for name in connection.scalars(sa.select(studies.c.name).order_by(studies.c.id.desc())):
-        if study_id(name) == key:
-            return str(name)
-    raise NotFoundError(f"there is no study of id {key[:40]!r} in {_place(connection)}")
+    query = sa.select(studies.c.name).where(studies.c.study_key == key)
+    name = connection.scalar(query) if rows.is_text(key) else None
+    if name is None:
+        raise NotFoundError(f"there is no study of id {key[:40]!r} in {_place(connection)}")
+    return str(name)
 
 
 def with_baseline(connection: Connection, workload_fingerprint: str, environment_fingerprint: str) -> str | None:
