@@ -12,6 +12,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from fa_tuner.domain.errors import FaTuneError, NotFoundError
 from fa_tuner.domain.job import Job
@@ -59,40 +60,49 @@ async def events(
     app: GuardedApp = request.app
     watch = Watch(backing, study_id, -1 if last_event_id is None else int(last_event_id))
     first = await run_in_threadpool(watch.look)  # whatever is wrong is still an answer of its own
-    if app.streams >= MOST_STREAMS:
-        raise HTTPException(
-            429, f"{MOST_STREAMS} clients listen already; ask for the study itself", {"Retry-After": "10"}
-        )
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(app, request, watch, first), media_type="text/event-stream", headers=headers)
+    return _Counted(_stream(app, request, watch, first), media_type="text/event-stream", headers=headers)
+
+
+class _Counted(StreamingResponse):
+    """Takes one of the places for as long as it is answered, however that ends; nothing can come between its look for
+    a place and its taking it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: GuardedApp = scope["app"]
+        if app.streams >= MOST_STREAMS:
+            raise HTTPException(
+                429, f"{MOST_STREAMS} clients listen already; ask for the study itself", {"Retry-After": "10"}
+            )
+        app.streams += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            app.streams -= 1
 
 
 async def _stream(app: GuardedApp, request: Request, watch: Watch, found: list[Event]) -> AsyncIterator[str]:
     """Ends with the study, with the service, and with the caller's right to listen."""
     said = checked = time.monotonic()
-    app.streams += 1
-    try:
-        yield "retry: 2000\n\n"
-        while True:
-            for event in found:
-                yield _text(*event)
-                said = time.monotonic()
-            if watch.ended or app.closing:
-                return
-            if time.monotonic() - said >= ALIVE_SECONDS:
-                yield ": alive\n\n"
-                said = time.monotonic()
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                if time.monotonic() - checked >= STILL_SECONDS:
-                    checked = time.monotonic()
-                    if not await run_in_threadpool(app.access.still, request.state.caller):
-                        return
-                found = await run_in_threadpool(watch.look)
-            except FaTuneError:
-                return  # the client asks again, and is told what is wrong
-    finally:
-        app.streams -= 1
+    yield "retry: 2000\n\n"
+    while True:
+        for event in found:
+            yield _text(*event)
+            said = time.monotonic()
+        if watch.ended or app.closing:
+            return
+        if time.monotonic() - said >= ALIVE_SECONDS:
+            yield ": alive\n\n"
+            said = time.monotonic()
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            if time.monotonic() - checked >= STILL_SECONDS:
+                checked = time.monotonic()
+                if not await run_in_threadpool(app.access.still, request.state.caller):
+                    return
+            found = await run_in_threadpool(watch.look)
+        except FaTuneError:
+            return  # the client asks again, and is told what is wrong
 
 
 class Watch:

@@ -18,11 +18,11 @@ from fa_tuner.worker.requests import check, study_name
 
 from . import schemas
 from .access import Caller
-from .backing import Backed, StudyId
+from .backing import Backed, Backing, StudyId
 from .links import ROOT, study_path
 from .paging import Page, next_page, position
 from .problems import problem_type, problems
-from .recommendations import Model
+from .recommendations import Bound, Model
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
@@ -33,11 +33,12 @@ class Terms(BaseModel):
     """How good a policy must be, and how long to search for it. What is left out is as in `fa-tune run`; null is
     refused, as it could mean that or "none"."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=schemas.never_null)
+    # strict: "8" and true are no numbers
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=schemas.never_null)
 
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB against the native baseline", examples=[30])
     quality: Literal["recommended", "good", "strict"] | None = None
-    constraints: list[str] | None = Field(None, max_length=16, description="such as ssim>=0.95")
+    constraints: list[Bound] | None = Field(None, max_length=16, description="such as ssim>=0.95")
     aggregate: str | None = Field(None, pattern=f"^({AGGREGATE})$", description="worst, mean, or p1 to p50")
     trials: int | None = Field(None, ge=1, le=100_000, description="most policies to measure", examples=[60])
     budget: str | None = Field(None, max_length=20, description="time to search", examples=["1h30m"])
@@ -84,7 +85,9 @@ class StudyRequest(Terms):
         None, max_length=64, description="your own policies, STEPS/LAYERS", examples=[["0,1,38,39/0-2"]]
     )
     repeats: int | None = Field(None, ge=3, le=100, description="timed, where latency is measured")
-    study: str | None = Field(None, max_length=MAX_NAME, description="name; default one made from the request")
+    study: str | None = Field(
+        None, min_length=1, max_length=MAX_NAME, description="name; default one made from the request"
+    )
     workers: int = Field(1, ge=1, le=64, description="that may be at it at once")
 
 
@@ -116,10 +119,7 @@ def ask(
 ) -> dict[str, Any]:
     """A worker takes it as soon as one is free. What only the model or the device can tell is told by the study:
     follow Location, or its events."""
-    if body.model not in backing.settings.models:
-        raise HTTPException(
-            403, f"model {body.model[:200]!r} is not one that may be asked for; `models` (FA_TUNE_MODELS) names those"
-        )
+    _check_allowed(body.model, backing)
     values = body.settings()
     check({name: value for name, value in values.items() if name != "image"})
     if body.image is not None and backing.artifacts.image(body.image) is None:
@@ -147,12 +147,13 @@ def cancel(study_id: StudyId, response: Response, backing: Backed) -> dict[str, 
 @router.post(
     "/studies/{study_id}/resume", status_code=202, summary="Go on with one that has ended",
     response_model=schemas.Job, response_model_exclude_unset=True,
-    responses={202: ACCEPTED, **problems(404, 409, 422)},
+    responses={202: ACCEPTED, **problems(403, 404, 409, 422)},
 )  # fmt: skip
 def resume(study_id: StudyId, response: Response, backing: Backed, terms: Terms | None = None) -> dict[str, Any]:
     """From where it stopped; with a higher target, or other bounds for what is stored, where the body says so."""
     changes = terms.settings() if terms else {}
     asked = {name: value for name, value in backing.jobs.job(study_id).request.items() if name != "image"}
+    _check_allowed(asked["model"], backing)  # which it was once, and may be no longer
     check({**asked, **changes})
     job = backing.jobs.resume(study_id, changes)
     response.headers["Location"] = study_path(job.study)
@@ -168,6 +169,13 @@ def jobs(query: Annotated[JobsQuery, Query()], backing: Backed) -> dict[str, Any
     page = backing.jobs.page(query.limit, position(query.cursor), query.state)
     more = next_page(page.last, f"{ROOT}/jobs", query.limit, {"state": query.state})
     return {"jobs": list(map(job_document, page.jobs)), **more}
+
+
+def _check_allowed(model: str, backing: Backing) -> None:
+    if model not in backing.settings.models:
+        raise HTTPException(
+            403, f"model {model[:200]!r} is not one that may be asked for; `models` (FA_TUNE_MODELS) names those"
+        )
 
 
 def job_document(job: Job) -> dict[str, Any]:

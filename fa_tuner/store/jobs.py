@@ -144,10 +144,13 @@ class Jobs:
         with self._database.writing(serial=True) as connection:
             leases.enlist(connection, worker, device)
 
-    def beat(self, worker: Worker) -> bool:
-        """Say that it lives; False where it was taken for gone and has no row any more."""
+    def beat(self, worker: Worker, device: str) -> bool:
+        """Say that it lives; False where it was taken for gone meanwhile. Then it is there again, without a job."""
         with self._database.writing() as connection:
-            return leases.renew(connection, worker)
+            if leases.renew(connection, worker):
+                return True
+        self.enlist(worker, device)
+        return False
 
     def retire(self, worker: Worker) -> None:
         """Take its row away; what it was at waits for another one."""
@@ -230,7 +233,10 @@ class Jobs:
 def _row(connection: Connection, id: str) -> Row[Any]:
     row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
     if row is None:
-        raise NotFoundError(f"there is no job of id {id[:40]!r}: its study was not asked for through the service")
+        raise NotFoundError(
+            f"there is no job of id {id[:40]!r}: nobody asked the service for its study; one that `fa-tune run` made "
+            "goes on with `fa-tune run`"
+        )
     return row
 
 

@@ -36,7 +36,10 @@ class Lease:
 
 
 def enlist(connection: Connection, worker: Worker, device: str, lease: tuple[int, int] | None = None) -> None:
-    """Put the worker's row there, with the job's key and the token of the lease that it has now, or without."""
+    """Put the worker's row there, with the job's key and the token of the lease that it has now; without a lease a row
+    that is there stays."""
+    if lease is None and renew(connection, worker):
+        return
     job, token = lease or (None, None)
     connection.execute(workers.delete().where(workers.c.id == worker.id))
     where = {"host": worker.host, "pid": worker.pid, "process_started": worker.process_started, "device": device}

@@ -132,6 +132,19 @@ def id_of(connection: Connection, name: str) -> int:
     return int(key)
 
 
+def identity(connection: Connection, name: str) -> tuple[int, datetime]:
+    """The id, and when it was created: SQLite gives the id of a deleted study to another.
+
+    Raises:
+        NotFoundError: there is no such study.
+    """
+    query = sa.select(studies.c.id, studies.c.created).where(studies.c.name == name)
+    row = connection.execute(query).one_or_none() if rows.is_name(name) else None
+    if row is None:
+        raise missing(connection, name)
+    return row[0], row[1]
+
+
 def missing(connection: Connection, name: str) -> NotFoundError:
     return NotFoundError(
         f"there is no study named {name[:80]!r} in {_place(connection)}; `fa-tune studies` lists what is stored"

@@ -209,7 +209,7 @@ def test_a_worker_that_is_gone_or_silent_loses_its_job(jobs: Jobs, database: Dat
             connection.execute(jobs_table.update().values(attempts=0))
     last = taken(jobs)
     assert [jobs.standing(lease) for lease in (*late, last)] == ["lost"] * 3 + ["held"]
-    assert not jobs.beat(late[-1].worker)
+    assert not jobs.beat(late[-1].worker, "x")
 
 
 def test_the_late_word_of_who_lost_the_lease_is_refused(jobs: Jobs, database: Database) -> None:
@@ -267,7 +267,7 @@ def test_heartbeats_do_not_wait_for_a_writing(jobs: Jobs) -> None:
     jobs.submit("s", REQUEST)
     lease = taken(jobs)
     with jobs.fenced(lease).writing(), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(jobs.beat, lease.worker).result(10)
+        assert pool.submit(jobs.beat, lease.worker, "x").result(10)
 
 
 def test_a_worker_with_a_new_job_has_left_the_old_one(jobs: Jobs, database: Database) -> None:
@@ -436,7 +436,7 @@ def test_who_lives(jobs: Jobs, database: Database) -> None:
     assert sorted(jobs.workers()) == ["npu:0 of a", "npu:1 of b"]
     silent(database, there)
     assert jobs.workers() == ["npu:0 of a"]
-    assert jobs.beat(there) and len(jobs.workers()) == 2
+    assert jobs.beat(there, "x") and len(jobs.workers()) == 2
     jobs.retire(here)
     jobs.retire(here)
     assert jobs.workers() == ["npu:1 of b"]
@@ -449,16 +449,20 @@ def test_one_that_retires_with_a_job_leaves_it_to_others(jobs: Jobs) -> None:
     assert taken(jobs).token == 2
 
 
-def test_whose_row_was_taken_comes_back_with_its_next_job(jobs: Jobs, database: Database) -> None:
+def test_whose_row_was_taken_comes_back(jobs: Jobs, database: Database) -> None:
     worker = elsewhere()
     jobs.enlist(worker, "x")
     silent(database, worker)
     jobs.submit("s", REQUEST)
     taken(jobs)  # which buries the silent one
-    assert not jobs.beat(worker)
+    assert jobs.workers() == ["here"]
+    assert not jobs.beat(worker, "x")
+    assert sorted(jobs.workers()) == ["here", "x"]
     jobs.submit("t", REQUEST)
-    assert taken(jobs, worker).job.study == "t"
-    assert jobs.beat(worker)
+    lease = taken(jobs, worker)
+    assert lease.job.study == "t" and jobs.beat(worker, "x")
+    jobs.enlist(worker, "x")  # as a heartbeat does that had found no row
+    assert jobs.standing(lease) == "held"
 
 
 def test_looking_for_a_job_writes_nothing(jobs: Jobs, database: Database) -> None:
