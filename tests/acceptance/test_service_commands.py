@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -24,7 +24,9 @@ def ready_without_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> No
 def served(process: subprocess.Popen[str]) -> str:
     """The address that it prints."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], 60)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ready = selector.select(60)
     assert ready, "nothing was printed within a minute"
     return process.stdout.readline().strip()
 

@@ -16,7 +16,7 @@ from fa_tuner.store.repository import Store
 from fa_tuner.tuning import tune
 from fa_tuner.worker.loop import WorkerLoop
 from tests.support.observers import Silent, Watched
-from tests.support.service import Service
+from tests.support.service import Service, close_services
 from tests.support.stored import HUB_MODEL
 
 
@@ -28,6 +28,12 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServiceSettings
         storage=f"sqlite:///{tmp_path / 'fa-tune.db'}", artifacts=str(tmp_path / "artifacts"),
         ready_without_worker=True, models=[HUB_MODEL, *(str(tmp_path / f"landscape-{seed}.json") for seed in (3, 4))],
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed_afterwards() -> Iterator[None]:
+    yield
+    close_services()
 
 
 @pytest.fixture
