@@ -106,6 +106,19 @@ def test_a_name_is_taken_by_a_job_or_a_study(jobs: Jobs, database: Database) -> 
     assert [job.study for job in jobs.page(10).jobs] == ["s"]
 
 
+def test_what_failed_before_there_was_a_study_may_be_asked_anew(jobs: Jobs, database: Database) -> None:
+    jobs.submit("s", REQUEST, 1, "k")
+    with pytest.raises(ConflictError, match="job named 's'"):
+        jobs.submit("s", REQUEST, 1)
+    jobs.fail(taken(jobs), "no such model", "not-found", False)
+    job, new = jobs.submit("s", {**REQUEST, "trials": 5})
+    assert new and (job.state, job.request["trials"]) == ("queued", 5)
+    Store(database).create_study(a_spec("s"), 4)
+    jobs.fail(taken(jobs), "why", "internal", False)
+    with pytest.raises(ConflictError, match="study named 's'"):
+        jobs.submit("s", REQUEST)
+
+
 def test_the_same_idempotency_key_makes_one_job(jobs: Jobs) -> None:
     job, _ = jobs.submit("s", REQUEST, 1, "k")
     assert jobs.submit("s", REQUEST, 1, "k") == (job, False)
@@ -321,7 +334,8 @@ def test_one_that_gets_on_is_tried_again_however_often_it_fails(jobs: Jobs, data
     for number in range(8):
         lease = taken(jobs, gone())
         Store(jobs.fenced(lease)).add_evaluation("s", an_evaluation(number))
-    for _ in range(2):  # of the third in a row that brings nothing new it fails
+    assert standing_of(jobs) == ("running", 0)
+    for _ in range(3):  # in a row that bring nothing new are too many
         taken(jobs, gone())
         assert standing_of(jobs)[0] == "running"
     assert jobs.take(a_worker(), "here") is None
