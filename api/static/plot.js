@@ -16,7 +16,7 @@ export function psnrBound(requirement) {
 /** `study` is its front document and `trials` all its evaluations. Call `choose(id)` of what this returns to mark a
  *  policy as the one that is looked at, `show(study, trials)` for newer figures. */
 export function plot(study, trials) {
-  const canvas = h("div", { class: "plot" });
+  const canvas = h("div", { class: "plot", onkeydown: go, onfocusin: stay });
   const readout = h("p", { class: "readout", "aria-live": "polite" });
   const legend = h("ul", { class: "legend" });
   const element = h("figure", {}, canvas, readout, legend);
@@ -94,27 +94,33 @@ function drawn(shown, chosen, width, tell) {
   const links = front.map((point) => pointLink(point, { scale, study, best, chosen, tell }));
   const current = Math.max(0, front.findIndex((point) => point.policy.id === (chosen ?? best)));
   links.forEach((link, index) => link.setAttribute("tabindex", index === current ? "0" : "-1"));
-  const go = (event) => {
-    const at = links.indexOf(event.target.closest("a"));
-    if (at < 0) return;
-    if (event.key === " ") links[at].dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
-    else if (event.key in KEYS) links[Math.min(links.length - 1, Math.max(0, at + KEYS[event.key]))].focus();
-    else if (event.key === "Home") links[0].focus();
-    else if (event.key === "End") links.at(-1).focus();
-    else return;
-    event.preventDefault();
-  };
-  const moved = (event) => {
-    const to = event.target.closest("a");
-    links.forEach((link) => link.setAttribute("tabindex", link === to ? "0" : "-1"));
-  };
   return svg("svg", {
-    width, height: scale.height, viewBox: `0 0 ${width} ${scale.height}`, role: "group", onkeydown: go, onfocusin: moved,
+    width, height: scale.height, viewBox: `0 0 ${width} ${scale.height}`, role: "group",
     "aria-label": `Pareto front of ${front.length} policies, fastest first: latency, ${latencyKind(study)}, against worst-prompt PSNR`,
   },
   floorOf(scale), axes(scale, study, width), boundOf(scale, bound),
   svg("g", { class: "others", "aria-hidden": "true" }, others.map((trial) => other(trial, scale))),
   staircase(front, scale), links);
+}
+
+/** The keys go from point to point; a listener on the drawing itself would make that a stop of Tab, too. */
+function go(event) {
+  const links = [...event.currentTarget.querySelectorAll("a")];
+  const at = links.indexOf(event.target.closest("a"));
+  if (at < 0) return;
+  if (event.key === " ") links[at].dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
+  else if (event.key in KEYS) links[Math.min(links.length - 1, Math.max(0, at + KEYS[event.key]))].focus();
+  else if (event.key === "Home") links[0].focus();
+  else if (event.key === "End") links.at(-1).focus();
+  else return;
+  event.preventDefault();
+}
+
+/** Tab comes back to the point that it left. */
+function stay(event) {
+  for (const link of event.currentTarget.querySelectorAll("a")) {
+    link.setAttribute("tabindex", link === event.target.closest("a") ? "0" : "-1");
+  }
 }
 
 function floorOf({ floor, box, y }) {
