@@ -10,7 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from fa_tuner.domain.errors import ConflictError
+from fa_tuner.store.jobs import Jobs
 
+from . import schemas
 from .access import COOKIE, Caller
 from .login import is_form
 from .problems import problems
@@ -23,11 +25,21 @@ def install_administration(app: GuardedApp) -> None:
     @app.get(
         "/readyz",
         tags=["health"],
-        summary="Whether the service can answer: its database is there, with the schema it knows",
+        responses=problems(),
+        summary="Whether studies can be asked for: the database is there, with the schema it knows, and a worker lives",
     )
-    def readyz() -> dict[str, str]:
+    def readyz() -> schemas.Ready:
+        """A service that is only to answer from what is stored is ready without a worker where its setting
+        `ready_without_worker` says so."""
         access.database.check()
-        return {"status": "ready"}
+        living = len(Jobs(access.database).workers())
+        if not living and not settings.ready_without_worker:
+            raise HTTPException(
+                503,
+                "no worker lives: start `fa-tune worker`, or `fa-tune serve --with-worker`; `ready_without_worker` "
+                "(FA_TUNE_READY_WITHOUT_WORKER) is for a service that needs none",
+            )
+        return schemas.Ready(status="ready", workers=living)
 
     @app.get("/metrics", tags=["health"], summary="Figures for Prometheus", response_class=Response)
     def metrics() -> Response:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from fa_tuner.settings import ServiceSettings, load
 
-from . import page, pictures, recommendations, schemas, studies
+from . import events, images, jobs, page, pictures, recommendations, schemas, studies
 from .administration import install_administration
 from .backing import Backing
 from .problems import install_problem_handlers
@@ -49,6 +49,6 @@ def create_app(settings: ServiceSettings | None = None) -> GuardedApp:
     def healthz() -> schemas.Health:
         return schemas.Health(status="ok")
 
-    for part in (recommendations, studies, pictures, page):
+    for part in (recommendations, studies, pictures, jobs, events, images, page):
         app.include_router(part.router)
     return app

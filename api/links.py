@@ -11,6 +11,7 @@ from fa_tuner.export import EXPORTERS
 from fa_tuner.store.rows import digest
 
 ROOT = "/api/v1"
+IMAGES = f"{ROOT}/images"
 
 
 def study_path(name: str) -> str:
@@ -19,7 +20,7 @@ def study_path(name: str) -> str:
 
 def study_links(name: str) -> dict[str, Any]:
     here = study_path(name)
-    parts = {part: f"{here}/{part}" for part in ("front", "trials", "sensitivity")}
+    parts = {part: f"{here}/{part}" for part in ("front", "trials", "sensitivity", "events")}
     return {"self": here, **parts, "exports": {format_: f"{here}/export?format={format_}" for format_ in EXPORTERS}}
 
 

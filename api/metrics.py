@@ -8,8 +8,9 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fa_tuner.store.counts import studies_by_state
+from fa_tuner.store.counts import jobs_by_state, studies_by_state
 from fa_tuner.store.database import Database
+from fa_tuner.store.jobs import Jobs
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -26,6 +27,8 @@ class Metrics:
             "fa_tune_request_seconds", "Until an answer begins.", ("route", "method"), registry=self.registry
         )
         self.studies = Gauge("fa_tune_studies", "Stored studies.", ("state",), registry=self.registry)
+        self.jobs = Gauge("fa_tune_jobs", "Studies that were asked for.", ("state",), registry=self.registry)
+        self.workers = Gauge("fa_tune_workers", "Living workers.", registry=self.registry)
 
     def text(self, database: Database) -> bytes:
         """In Prometheus' text format.
@@ -33,8 +36,11 @@ class Metrics:
         Raises:
             StoreError: the database failed.
         """
-        for state, number in studies_by_state(database).items():
-            self.studies.labels(state).set(number)
+        for study_state, number in studies_by_state(database).items():
+            self.studies.labels(study_state).set(number)
+        for job_state, number in jobs_by_state(database).items():
+            self.jobs.labels(job_state).set(number)
+        self.workers.set(len(Jobs(database).workers()))
         return generate_latest(self.registry)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from .access import COOKIE
 from .problems import MEDIA_TYPE
+from .schemas import never_null
 
 HEALTH = "/healthz"  # which nothing guards
 GUARDED = (400, 401, 403, 413, 429)  # what the guard may answer before any other route is looked for
@@ -19,6 +20,9 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     key; none is needed where the service is open."""
     for path, operations in document["paths"].items():
         for operation in operations.values():
+            bodies = operation.get("requestBody", {}).get("content", {}).values()
+            for sent in (*operation.get("parameters", ()), *bodies):
+                never_null(sent["schema"])
             guarded = () if path == HEALTH else GUARDED
             for status in guarded:
                 response = {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": PROBLEM}}}

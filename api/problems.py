@@ -17,9 +17,13 @@ from .schemas import Problem
 MEDIA_TYPE = "application/problem+json"
 
 
+def problem_type(kind: str) -> str:
+    return f"urn:fa-tune:{kind}"
+
+
 def problem(status: int, kind: str, detail: str, **extension: Any) -> JSONResponse:
     """`extension` are further members of the document."""
-    document = {"type": f"urn:fa-tune:{kind}", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    document = {"type": problem_type(kind), "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return JSONResponse({**document, **extension}, status, media_type=MEDIA_TYPE)
 
 

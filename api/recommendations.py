@@ -21,6 +21,7 @@ from .links import ROOT, study_path
 from .problems import problem_of, problems
 
 Model = Annotated[str, Field(min_length=1, max_length=4096)]
+Bound = Annotated[str, Field(max_length=100)]
 
 
 class Bounds(BaseModel):
@@ -30,7 +31,7 @@ class Bounds(BaseModel):
 
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB", examples=[30])
     quality: Literal["recommended", "good", "strict"] | None = Field(None, description=f"preset: {', '.join(PRESETS)}")
-    constraint: list[str] = Field(
+    constraint: list[Bound] = Field(
         default_factory=list, max_length=16, description="such as ssim>=0.95", examples=[["ssim>=0.95"]]
     )
     aggregate: str | None = Field(
@@ -84,10 +85,10 @@ router = APIRouter(prefix=ROOT, tags=["recommendations"])
         404: {"model": schemas.NoMatch | schemas.Problem, "description": "No study matches, or no policy qualifies"},
     },
 )
-def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> Response:
+async def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> Response:
     """Answered from what is stored. Among several matching studies a finished one counts before others, then one whose
     policy passed on held-out prompts, then more prompts, then newer figures."""
-    answer = backing.memory.recommend(query.question(), query.allow_nearest)
+    answer = await backing.recommend(query.question(), query.allow_nearest)
     return Response(answer.as_of(datetime.now(UTC)), media_type="application/json")
 
 

@@ -12,6 +12,7 @@ Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, example
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["fp8", "mxfp8", "mxfp4"]
 State = Literal["running", "finished", "interrupted", "failed", "unproven"]
+JobState = Literal["queued", "running", "cancelling", "cancelled", "finished", "failed"]
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -21,6 +22,19 @@ def _no_default(schema: dict[str, Any]) -> None:
 # for a field with the default None: a key that may be absent, and is never null
 Left = SkipJsonSchema[None]
 LEFT_OUT = Field(None, json_schema_extra=_no_default)
+
+
+def never_null(schema: dict[str, Any]) -> None:
+    """A request's model, or one parameter's schema, whose optional fields are left out and not sent as null."""
+    for field in schema.get("properties", {"": schema}).values():
+        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+        if len(kinds) == 1:
+            del field["anyOf"]
+            field.update(kinds[0])
+        elif kinds:
+            field["anyOf"] = kinds
+        if field.get("default", ...) is None:
+            del field["default"]
 
 
 class Document(BaseModel):
@@ -177,6 +191,7 @@ class StudyLinks(Document):
     front: str
     trials: str
     sensitivity: str
+    events: str
     exports: dict[str, str]
 
 
@@ -225,14 +240,49 @@ class ShadowAgreement(Document):
     spread_db: Number
 
 
+class JobLinks(Document):
+    study: str
+    events: str
+    cancel: str
+    resume: str
+
+
+class Job(Document):
+    """A study that was asked for. `workers` may be at it at once; `attempts` were in vain since it last got on;
+    `problem` is the type of the error that `reason` tells."""
+
+    study: str = Field(description="its name")
+    id: str = Field(pattern="^[0-9a-f]{16}$", description="the study's")
+    model: str
+    state: JobState
+    reason: str
+    attempts: int
+    workers: int
+    request: dict[str, Any] = Field(examples=[{"model": "Wan-AI/Wan2.2-T2V-A14B-Diffusers", "min_psnr": 30}])
+    created: Moment
+    updated: Moment
+    links: JobLinks
+    problem: str | Left = Field(None, examples=["urn:fa-tune:engine-unavailable"], json_schema_extra=_no_default)
+
+
+class Jobs(Document):
+    """A page, newest first. `next_cursor` and `next` are absent on the last one."""
+
+    jobs: list[Job]
+    next_cursor: str | Left = LEFT_OUT
+    next: str | Left = LEFT_OUT
+
+
 class SearchedStudy(Study):
     """With what the search cost, in generations of every prompt, and how far its predictions were right, where it made
-    any. `front_untimed` policies belong on the front by a latency that is only fitted."""
+    any. `front_untimed` policies belong on the front by a latency that is only fitted. A `job` is there where it was
+    asked for."""
 
     generation_equivalents: Number
     latency_fits: list[LatencyFit] | Left = LEFT_OUT
     shadow_agreement: list[ShadowAgreement] | Left = LEFT_OUT
     front_untimed: int | Left = LEFT_OUT
+    job: Job | Left = LEFT_OUT
 
 
 class Front(SearchedStudy):
@@ -324,5 +374,29 @@ class Recommendation(Measured):
     links: RecommendationLinks
 
 
+class WaitingStudy(Document):
+    """A study that was asked for and that no worker has begun yet."""
+
+    study: str
+    id: str = Field(pattern="^[0-9a-f]{16}$")
+    state: JobState
+    reason: str
+    job: Job
+    links: StudyLinks
+
+
+class Picture(Document):
+    """A picture that was sent; `image` is what a request for an image-to-video study names."""
+
+    image: str = Field(pattern="^[0-9a-f]{64}$")
+    width: int
+    height: int
+
+
 class Health(Document):
     status: Literal["ok"]
+
+
+class Ready(Document):
+    status: Literal["ready"]
+    workers: int = Field(description="that live")

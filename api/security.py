@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,10 +23,12 @@ from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.keys import Scope as KeyScope
 
 from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
+from .links import IMAGES
 from .login import MOST_BYTES, is_form, login_form, message_for, sent_key, wants_form
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
+from .turns import Turns
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 KEYS = "/api/v1/keys"
@@ -42,6 +45,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]  # as ASGI has them
+
 
 class GuardedApp(FastAPI):
     """An application that the guard and the metrics surround; what a route sets of `HEADERS` itself is kept.
@@ -52,6 +57,7 @@ class GuardedApp(FastAPI):
     def __init__(self, settings: ServiceSettings, **more: Any) -> None:
         super().__init__(**more)
         self.settings, self.access, self.metrics = settings, Access(settings.url), Metrics()
+        self.streams, self.closing = 0, False  # who listens to events; no longer where the service is to end
 
     def openapi(self) -> dict[str, Any]:
         return complete(super().openapi())
@@ -74,10 +80,11 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access, settings: ServiceSettings) -> None:
         self.app, self.access = app, access
-        self._cap = settings.max_body_kb * 1024
+        self._cap, self._image_cap = settings.max_body_kb * 1024, settings.max_image_kb * 1024
         self._near = is_loopback(settings.host)
         self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
         self._touching: set[str] = set()
+        self._identifying = Turns[Caller | None]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -90,17 +97,18 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
 
-        body = _Body(receive, self._cap)
+        cap = self._image_cap if scope["path"] == IMAGES else self._cap
+        body = _Body(receive, cap)
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                given = {name for name, _ in headers}
+                message["headers"] = headers + [each for each in RAW_HEADERS if each[0] not in given]
             await send(message)
 
         try:
-            scope.setdefault("state", {})["caller"] = await self._admitted(scope, receive)
+            scope.setdefault("state", {})["caller"] = await self._admitted(scope, receive, cap)
         except Refused as refused:
             answer = _answer(refused, scope)
             await answer(scope, receive, send_guarded)
@@ -114,9 +122,9 @@ class Guard:
                 if not body.exceeded:
                     raise
             if body.exceeded and not body.answered:
-                await problem(413, "content-too-large", self._too_large)(scope, receive, send_guarded)
+                await problem(413, "content-too-large", _too_large(cap))(scope, receive, send_guarded)
 
-    async def _admitted(self, scope: Scope, receive: Receive) -> Caller:
+    async def _admitted(self, scope: Scope, receive: Receive, cap: int) -> Caller:
         """
         Raises:
             Refused: it may not pass.
@@ -141,8 +149,8 @@ class Guard:
                 {"WWW-Authenticate": f'Bearer realm="fa-tune", error="insufficient_scope", scope="{wanted}"'},
             )  # fmt: skip
         length = headers.get("content-length", "")
-        if len(length) > 15 or (length.isdecimal() and int(length) > self._cap):
-            raise Refused(413, "content-too-large", self._too_large)
+        if len(length) > 15 or (length.isdecimal() and int(length) > cap):
+            raise Refused(413, "content-too-large", _too_large(cap))
         return caller
 
     async def _caller(self, given: Credentials, scope: Scope, host: str) -> Caller:
@@ -153,7 +161,7 @@ class Guard:
             return Caller(None)
         address = (scope.get("client") or ("", 0))[0]
         try:
-            found = await run_in_threadpool(self.access.identify, given, address)
+            found = await self._identified(given, address)
         except WrongKey:
             raise _unauthorized("this is no key, or a revoked one", "invalid_token") from None
         except TooManyWrongKeys as error:
@@ -167,6 +175,13 @@ class Guard:
         if near and not await run_in_threadpool(self.access.created):
             return Caller(None)
         raise _unauthorized("this needs a key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    async def _identified(self, given: Credentials, address: str) -> Caller | None:
+        """As `Access.identify`; who brings the same key at once is looked up once, but each guess at one counts."""
+        look = partial(self.access.identify, given, address)
+        if given.secret is not None and not self.access.was_right(given.secret):
+            return await run_in_threadpool(look)
+        return await self._identifying.get((given, address), look)
 
     def _touch(self, caller: Caller) -> None:
         key = caller.key
@@ -194,10 +209,6 @@ class Guard:
     def _check_origin(self, origin: str | None, own: str) -> None:
         if origin is None or origin.lower() != own.lower():
             raise Refused(403, "foreign-origin", "a change is only taken from a page of this service")
-
-    @property
-    def _too_large(self) -> str:
-        return f"a body may have up to {self._cap} bytes; `max_body_kb` (FA_TUNE_MAX_BODY_KB) sets how many"
 
 
 class _Body:
@@ -229,6 +240,10 @@ def scope_for(method: str, path: str) -> KeyScope:
     if path == KEYS or path.startswith(f"{KEYS}/"):
         return "admin"
     return "read" if method in SAFE or path in READERS_TOO else "write"
+
+
+def _too_large(cap: int) -> str:
+    return f"a body may have up to {cap} bytes; `max_body_kb`, and `max_image_kb` for a picture, set how many"
 
 
 def _answer(refused: Refused, scope: Scope) -> Response:

@@ -5,21 +5,30 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
 from fa_tuner.domain.errors import UsageError
-from fa_tuner.settings import ServiceSettings
+from fa_tuner.settings import ServiceSettings, WorkerSettings, load
 from fa_tuner.store.keys import Keys
+from fa_tuner.worker.processes import Processes, parse_devices
 
 from .access import is_loopback
 from .app import create_app
+from .security import GuardedApp
 
 GRACE_SECONDS = 10  # for what is being answered, after a signal
 
 
-def serve(settings: ServiceSettings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; `announce` is given the address as soon as it answers.
+def serve(
+    settings: ServiceSettings,
+    announce: Callable[[str], None],
+    say: Callable[[str], None],
+    with_worker: bool = False,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; `announce` is given the address as soon as it answers. `with_worker` has workers
+    in processes of their own, on the same store, for as long; `say` is told how they fare.
 
     Raises:
         UsageError: the address cannot be listened on, or is not this machine's own and there is no key.
@@ -32,23 +41,44 @@ def serve(settings: ServiceSettings, announce: Callable[[str], None]) -> None:
                 "`fa-tune keys create NAME --scope admin` makes one; or serve on 127.0.0.1"
             )
     with _listening(settings.host, settings.port) as listener:
+        app = create_app(settings)
         # uvicorn's log: what went wrong, to stderr, without addresses and queries of the requests
         config = uvicorn.Config(
-            create_app(settings), log_level="warning", access_log=False, server_header=False, ws="none",
+            app, log_level="warning", access_log=False, server_header=False, ws="none",
             timeout_graceful_shutdown=GRACE_SECONDS,
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
-        server = _Server(config, lambda: announce(f"http://{f'[{host}]' if ':' in host else host}:{port}"))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # uvicorn has handlers of its own while it runs and calls these afterwards; ours also end what only starts
-            signal.signal(number, lambda *_: server.stop())
-        server.run(sockets=[listener])
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = _Server(config, app, lambda: announce(address))
+        with _workers(settings, say) if with_worker else Processes([], {}, say) as workers:
+
+            def ended(_signal: int, _frame: FrameType | None) -> None:
+                server.stop()
+                workers.stop()
+
+            for number in (signal.SIGINT, signal.SIGTERM):
+                # uvicorn has handlers of its own while it runs and calls these afterwards; ours also end what only
+                # starts
+                signal.signal(number, ended)
+            server.run(sockets=[listener])
+
+
+def _workers(settings: ServiceSettings, say: Callable[[str], None]) -> Processes:
+    """One for each device that `FA_TUNE_DEVICES` names, or one that has what this process sees."""
+    devices = parse_devices(load(WorkerSettings, {}).devices)
+    return Processes(
+        devices or [None], {"FA_TUNE_STORAGE": settings.url, "FA_TUNE_ARTIFACTS": settings.artifact_root}, say
+    )
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: GuardedApp, started: Callable[[], None]) -> None:
         super().__init__(config)
-        self._announce = started
+        self._app, self._announce = app, started
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.closing = True  # who listens to events would not leave by himself
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

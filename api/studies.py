@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from fa_tuner.domain.errors import UsageError
+from fa_tuner.domain.errors import NotFoundError
 from fa_tuner.domain.study import study_id
 from fa_tuner.domain.upstream import Release
 from fa_tuner.export import exporter
@@ -21,21 +18,16 @@ from fa_tuner.report.documents import evaluation_document, result_document, sear
 from fa_tuner.report.sensitivity import sensitivity_document
 
 from . import schemas
-from .backing import Backed, StudyName
+from .backing import Backed, StudyId, StudyName
+from .jobs import job_document
 from .links import ROOT, study_links, study_path
+from .paging import Page, next_page, position
 from .problems import problems
 from .recommendations import Bounds, Model
 from .tagged import IF_NONE_MATCH, tagged
 
 POLICY_ID = "^[0-9a-f]{64}$"
 MEDIA_TYPES = {"deploy": "application/yaml", "stage-args": "application/yaml", "flags": "text/plain"}
-
-
-class Page(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    limit: int = Field(20, ge=1, le=100)
-    cursor: str | None = Field(None, max_length=64, description="`next_cursor` of the page before")
 
 
 class StudiesQuery(Page):
@@ -62,18 +54,28 @@ router = APIRouter(prefix=f"{ROOT}/studies", tags=["studies"])
 )  # fmt: skip
 def studies(query: Annotated[StudiesQuery, Query()], backing: Backed) -> dict[str, Any]:
     """A study that is added meanwhile moves none to another page."""
-    page = backing.store.study_page(query.limit, _position(query.cursor), query.model, query.state)
+    page = backing.store.study_page(query.limit, position(query.cursor), query.model, query.state)
     found = [{**study_document(study, count), "links": study_links(study.spec.name)} for study, count in page.studies]
     filters = {"model": query.model, "state": query.state}
-    return {"studies": found, **_next(page.last, f"{ROOT}/studies", query.limit, filters)}
+    return {"studies": found, **next_page(page.last, f"{ROOT}/studies", query.limit, filters)}
 
 
 @router.get(
-    "/{study_id}", summary="One study", response_model=schemas.SearchedStudy, response_model_exclude_unset=True,
-    responses=problems(404, 422),
+    "/{study_id}", summary="One study", response_model=schemas.SearchedStudy | schemas.WaitingStudy,
+    response_model_exclude_unset=True, responses=problems(404, 422),
 )  # fmt: skip
-def study(name: StudyName, backing: Backed) -> dict[str, Any]:
-    return {**searched_document(*backing.memory.study(name)), "links": study_links(name)}
+def study(study_id: StudyId, backing: Backed) -> dict[str, Any]:
+    """Also one that was asked for and that no worker has begun yet: it has no figures."""
+    job = backing.jobs.find(study_id)
+    asked = {} if job is None else {"job": job_document(job)}
+    try:
+        name = backing.name_of(study_id)
+    except NotFoundError:
+        if job is None:
+            raise
+        head = {"study": job.study, "id": job.id, "state": job.state, "reason": job.reason}
+        return {**head, **asked, "links": study_links(job.study)}
+    return {**searched_document(*backing.memory.study(name)), **asked, "links": study_links(name)}
 
 
 @router.get(
@@ -89,11 +91,11 @@ def front(name: StudyName, backing: Backed) -> dict[str, Any]:
     response_model_exclude_unset=True, responses=problems(404, 422),
 )  # fmt: skip
 def trials(name: StudyName, query: Annotated[Page, Query()], backing: Backed) -> dict[str, Any]:
-    store, after = backing.store, _position(query.cursor)
+    store, after = backing.store, position(query.cursor)
     found = store.study(name)
     page = store.evaluation_page(name, query.limit, -1 if after is None else after)
     documents = [evaluation_document(evaluation, found) for evaluation in page.evaluations]
-    return {"trials": documents, **_next(page.last, f"{study_path(name)}/trials", query.limit, {})}
+    return {"trials": documents, **next_page(page.last, f"{study_path(name)}/trials", query.limit, {})}
 
 
 @router.get(
@@ -136,28 +138,3 @@ def export(
     media_type = MEDIA_TYPES[query.format]
     suffix = "yaml" if media_type == "application/yaml" else "txt"
     return tagged(request, text.encode(), media_type, f"fa-tune-{study_id(name)}-{query.format}.{suffix}")
-
-
-def _next(last: int | None, path: str, limit: int, filters: dict[str, str | None]) -> dict[str, str]:
-    """What leads to the next page; nothing on the last one."""
-    if last is None:
-        return {}
-    cursor = base64.urlsafe_b64encode(str(last).encode()).decode().rstrip("=")
-    given = {name: value for name, value in filters.items() if value is not None}
-    return {"next_cursor": cursor, "next": f"{path}?{urlencode({'limit': limit, 'cursor': cursor, **given})}"}
-
-
-def _position(cursor: str | None) -> int | None:
-    """
-    Raises:
-        UsageError: it is none of ours.
-    """
-    if cursor is None:
-        return None
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except ValueError:
-        text = ""
-    if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) is None:
-        raise UsageError(f"cursor {cursor!r} is not one that this service gave; begin without")
-    return int(text)

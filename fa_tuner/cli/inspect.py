@@ -17,18 +17,18 @@ def config(
     """Show every setting, its value, and where it comes from."""
     from rich.table import Table
 
-    from fa_tuner.settings import ServiceSettings, load, load_run_settings, sources
+    from fa_tuner.settings import RunSettings, ServiceSettings, WorkerSettings, load, load_run_settings, sources
 
     from .render import console, print_json
 
     flags = given({"study_file": study_file})
     settings = load_run_settings(flags)
-    service = load(ServiceSettings, {})
-    origin = sources({}, service) | sources(flags, settings)
-    fields = type(settings).model_fields | type(service).model_fields
-    values = settings.model_dump(mode="json") | service.model_dump(
-        mode="json", exclude=set(type(settings).model_fields)
-    )
+    origin, fields, values = sources(flags, settings), dict(RunSettings.model_fields), settings.model_dump(mode="json")
+    for more in (load(ServiceSettings, {}), load(WorkerSettings, {})):
+        known = {*values, "worker_device", "worker_parent"}  # these two nobody sets by hand
+        origin = sources({}, more) | origin
+        fields |= type(more).model_fields
+        values |= more.model_dump(mode="json", exclude=known)
     values["storage"] = _without_password(settings.url)
     artifacts = settings.artifact_root
     values["artifacts"] = _without_password(artifacts) if "://" in artifacts else artifacts

@@ -27,6 +27,7 @@ def serve(
         list[str] | None,
         typer.Option("--allowed-host", help="Further name it is asked under; repeatable.", show_default=False),
     ] = None,
+    with_worker: Annotated[bool, typer.Option("--with-worker", help="Have a worker beside it.")] = False,
     storage: Storage = None,
 ) -> None:
     """Start the service; Ctrl-C or SIGTERM ends it. Its address goes to stdout."""
@@ -37,7 +38,7 @@ def serve(
 
     from fa_tuner_api.serving import serve as run
 
-    run(settings, typer.echo)
+    run(settings, typer.echo, lambda text: typer.echo(text, err=True), with_worker)
 
 
 @keys.command()

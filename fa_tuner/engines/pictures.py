@@ -20,7 +20,7 @@ def open_picture(path: Path, content: bytes | None = None) -> Any:
         NotFoundError: there is no such file.
         DocumentError: no picture, a truncated one, or one of more than `MAX_PIXELS` (checked before decoding).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -35,6 +35,8 @@ def open_picture(path: Path, content: bytes | None = None) -> Any:
                 return image.convert("RGB")
     except FileNotFoundError:
         raise NotFoundError(f"picture {path} does not exist") from None
+    except UnidentifiedImageError:  # whose words would name an object in memory
+        raise DocumentError(f"picture {path} cannot be read: it is of no known kind") from None
     except (OSError, ValueError, RuntimeError, SyntaxError, Image.DecompressionBombError) as error:
         raise DocumentError(f"picture {path} cannot be read: {error}") from error
 

@@ -71,13 +71,19 @@ class PolicySearch:
         self._distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(values) for name, values in space.choices.items()
         }
-        self._study = _open_study(storage, name)
+        self._storage = None if storage is None else _opened(storage, name)
+        self._study = _open_study(self._storage, name)
         drawn = len(self._study.get_trials(deepcopy=False))
         self._study.sampler = make_sampler(sampler, space, seed, drawn, goal, resumes, priors, costs)
         with warnings.catch_warnings():
             # marked experimental; it only gives optuna-dashboard its axis names
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study.set_metric_names(["relative latency", "PSNR dB"])
+
+    def close(self) -> None:
+        """Give the storage's connections back; a worker tunes study after study."""
+        if self._storage is not None:
+            _close(self._storage)
 
     @contextmanager
     def _stored(self) -> Iterator[None]:
@@ -205,10 +211,16 @@ class PolicySearch:
             self._study.tell(trial, [score.relative, score.psnr_db], skip_if_finished=True)
 
 
-def _open_study(storage: str | None, name: str) -> optuna.Study:
-    """Tried for some `OPEN_SECONDS`: opened right behind a killed process, Optuna's storage failed twice in hundreds of
-    such openings, cause not seen; killing it after each of its statements in turn never did it. Opening twice is
-    harmless.
+def _open_study(storage: Any, name: str) -> optuna.Study:
+    return optuna.create_study(
+        study_name=name, storage=storage, directions=["minimize", "maximize"], load_if_exists=True
+    )
+
+
+def _opened(url: str, name: str) -> Any:
+    """A storage in which the study is. Tried for some `OPEN_SECONDS`: opened right behind a killed process, Optuna's
+    storage failed twice in hundreds of such openings, cause not seen; killing it after each of its statements in turn
+    never did it. Opening twice is harmless.
 
     Raises:
         StoreError: Optuna's tables cannot be opened.
@@ -216,17 +228,23 @@ def _open_study(storage: str | None, name: str) -> optuna.Study:
     deadline, pause = time.monotonic() + OPEN_SECONDS, 0.1
     while True:
         try:
-            return optuna.create_study(
-                study_name=name,
-                storage=None if storage is None else open_storage(optuna_url(storage)),
-                directions=["minimize", "maximize"],
-                load_if_exists=True,
-            )
+            storage = open_storage(optuna_url(url))
+            try:
+                _open_study(storage, name)
+            except BaseException:
+                _close(storage)
+                raise
+            return storage
         except Exception as error:
             if time.monotonic() + pause > deadline:
                 raise StoreError(f"Optuna cannot open its tables for study {name}: {_cause(error)}") from error
             time.sleep(pause)
             pause *= 1.5
+
+
+def _close(storage: Any) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def _cause(error: BaseException) -> str:
@@ -252,6 +270,9 @@ def optuna_url(url: str) -> str:
 def delete(storage: str, names: Iterable[str]) -> None:
     """Forget studies; unknown names are passed over."""
     opened = open_storage(optuna_url(storage))
-    for name in names:
-        if name in (s.study_name for s in opened.get_all_studies()):
-            optuna.delete_study(study_name=name, storage=opened)
+    try:
+        for name in names:
+            if name in (s.study_name for s in opened.get_all_studies()):
+                optuna.delete_study(study_name=name, storage=opened)
+    finally:
+        _close(opened)

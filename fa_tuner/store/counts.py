@@ -6,9 +6,10 @@ from typing import get_args
 
 import sqlalchemy as sa
 
+from fa_tuner.domain.job import STATES, JobState
 from fa_tuner.domain.study import StudyState
 from fa_tuner.store.database import Database
-from fa_tuner.store.schema import studies
+from fa_tuner.store.schema import jobs, studies
 
 
 def studies_by_state(database: Database) -> dict[StudyState, int]:
@@ -17,7 +18,16 @@ def studies_by_state(database: Database) -> dict[StudyState, int]:
     Raises:
         StoreError: the database failed.
     """
-    query = sa.select(studies.c.state, sa.func.count()).group_by(studies.c.state)
-    with database.reading() as connection:
-        found = {row[0]: row[1] for row in connection.execute(query)}
+    found = _by(database, studies.c.state)
     return {state: found.get(state, 0) for state in get_args(StudyState)}
+
+
+def jobs_by_state(database: Database) -> dict[JobState, int]:
+    """As `studies_by_state`."""
+    found = _by(database, jobs.c.state)
+    return {state: found.get(state, 0) for state in STATES}
+
+
+def _by(database: Database, column: sa.Column[str]) -> dict[str, int]:
+    with database.reading() as connection:
+        return {row[0]: row[1] for row in connection.execute(sa.select(column, sa.func.count()).group_by(column))}

@@ -20,6 +20,7 @@ from fa_tuner.store.schema import VERSION_TABLE
 
 HEAD = "0004"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
+IDLE_SECONDS = 20  # within a writing, after which PostgreSQL ends it
 _SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for serial writings, migrations too
 
 
@@ -196,6 +197,8 @@ def _postgres(url: URL, timeout_seconds: float) -> Engine:
     def begun(connection: Connection) -> None:
         if connection.get_execution_options().get("fa_tune_writes"):
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(timeout_seconds * 1000)}")
+            # a process that is paused in the middle must not keep its locks
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}")
 
     return engine
 

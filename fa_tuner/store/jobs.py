@@ -86,7 +86,7 @@ class Jobs:
     def find(self, id: str) -> Job | None:
         """As `job`; None where there is none."""
         with self._database.reading() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
+            row = _found(connection, id)
         return None if row is None else _job(row)
 
     def page(self, limit: int, before: int | None = None, state: JobState | None = None) -> JobPage:
@@ -144,10 +144,13 @@ class Jobs:
         with self._database.writing(serial=True) as connection:
             leases.enlist(connection, worker, device)
 
-    def beat(self, worker: Worker) -> bool:
-        """Say that it lives; False where it was taken for gone and has no row any more."""
+    def beat(self, worker: Worker, device: str) -> bool:
+        """Say that it lives; False where it was taken for gone meanwhile. Then it is there again, without a job."""
         with self._database.writing() as connection:
-            return leases.renew(connection, worker)
+            if leases.renew(connection, worker):
+                return True
+        self.enlist(worker, device)
+        return False
 
     def retire(self, worker: Worker) -> None:
         """Take its row away; what it was at waits for another one."""
@@ -227,10 +230,18 @@ class Jobs:
                 leases.settle(connection, lease.key, "queued", reason)
 
 
+def _found(connection: Connection, id: str) -> Row[Any] | None:
+    query = sa.select(jobs).where(jobs.c.study_key == id)
+    return connection.execute(query).one_or_none() if rows.is_text(id) else None
+
+
 def _row(connection: Connection, id: str) -> Row[Any]:
-    row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
+    row = _found(connection, id)
     if row is None:
-        raise NotFoundError(f"there is no job of id {id[:40]!r}: its study was not asked for through the service")
+        raise NotFoundError(
+            f"there is no job of id {id[:40]!r}: nobody asked the service for its study; one that `fa-tune run` made "
+            "goes on with `fa-tune run`"
+        )
     return row
 
 

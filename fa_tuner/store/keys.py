@@ -137,6 +137,12 @@ class Keys:
         with self._database.reading() as connection:
             return _usable(connection.execute(_BY_SECRET, {"digest": digest}).one_or_none(), digest)
 
+    def is_usable(self, id: str) -> bool:
+        """Whether there is such a key, and it is not revoked."""
+        query = sa.select(keys.c.id).where(keys.c.id == id, keys.c.revoked.is_(None))
+        with self._database.reading() as connection:
+            return connection.scalar(query) is not None
+
     def touch(self, id: str) -> None:
         """Say that the key was used now."""
         with self._database.writing() as connection:

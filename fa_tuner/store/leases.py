@@ -16,9 +16,12 @@ from sqlalchemy import Connection, Row
 
 from fa_tuner.domain.errors import LeaseLostError
 from fa_tuner.domain.job import Job
+from fa_tuner.domain.study import StudyState
 from fa_tuner.store.claims import Worker, is_stale, now_of
 from fa_tuner.store.schema import evaluations, jobs, studies, workers
 
+# how a study stands that was running, where its job is so
+_LEFT: dict[str, StudyState] = {"queued": "interrupted", "cancelled": "interrupted", "failed": "failed"}
 RETRY_SECONDS = 30.0  # before the second attempt; before the third, twice that
 
 
@@ -33,7 +36,10 @@ class Lease:
 
 
 def enlist(connection: Connection, worker: Worker, device: str, lease: tuple[int, int] | None = None) -> None:
-    """Put the worker's row there, with the job's key and the token of the lease that it has now, or without."""
+    """Put the worker's row there, with the job's key and the token of the lease that it has now; without a lease a row
+    that is there stays."""
+    if lease is None and renew(connection, worker):
+        return
     job, token = lease or (None, None)
     connection.execute(workers.delete().where(workers.c.id == worker.id))
     where = {"host": worker.host, "pid": worker.pid, "process_started": worker.process_started, "device": device}
@@ -114,9 +120,12 @@ def again(connection: Connection, job: Row[Any], reason: str, problem: str, limi
 
 
 def settle(connection: Connection, job: int, state: str, reason: str = "", problem: str = "") -> None:
-    """Say how the job stands, and why."""
+    """Say how the job stands, and why; a study that nobody is at any more is not left running."""
     values = {"state": state, "reason": reason, "problem": problem, "updated": now_of(connection)}
-    connection.execute(jobs.update().where(jobs.c.id == job).values(values))
+    name = connection.scalar(jobs.update().where(jobs.c.id == job).values(values).returning(jobs.c.study))
+    if left := _LEFT.get(state):
+        deserted = studies.update().where(studies.c.name == name, studies.c.state == "running")
+        connection.execute(deserted.values(state=left, reason=reason))
 
 
 def due(connection: Connection, refused: set[int]) -> Row[Any] | None:
@@ -139,7 +148,9 @@ def evaluations_of(connection: Connection, study: str) -> int:
 
 
 def _all(connection: Connection, *where: sa.ColumnElement[bool]) -> list[Row[Any]]:
-    return list(connection.execute(sa.select(workers, workers.c.id.label("worker")).where(*where).order_by(workers.c.id)))
+    return list(
+        connection.execute(sa.select(workers, workers.c.id.label("worker")).where(*where).order_by(workers.c.id))
+    )
 
 
 def _is(lease: Lease) -> sa.ColumnElement[bool]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -13,11 +11,9 @@ from sqlalchemy import Connection
 from fa_tuner.domain.policy import NATIVE
 from fa_tuner.domain.study import Evaluation, Study
 from fa_tuner.store import rows
-from fa_tuner.store.schema import cases, environments, evaluations, studies, workloads
-
-STUDIES = sa.select(
-    studies, workloads.c.document.label("workload"), environments.c.document.label("environment")
-).select_from(studies.join(workloads).join(environments))
+from fa_tuner.store.evaluations import EVALUATIONS, with_cases
+from fa_tuner.store.schema import evaluations, studies, workloads
+from fa_tuner.store.studies import STUDIES, of_model
 
 # dates as the driver has them: they are only compared
 _STAMPS = (
@@ -35,8 +31,7 @@ _BY = {
 }
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Of one study: equal to a later one as long as neither the study nor any of its evaluations was changed between
     the two."""
 
@@ -68,11 +63,6 @@ def stamps(connection: Connection, by: Literal["model", "name"], wanted: str) ->
     return tuple(Stamp(row[0], tuple(row)) for row in connection.execute(_BY[by], {"wanted": wanted}))
 
 
-def of_model(model: str) -> sa.ColumnElement[bool]:
-    """Holds for no study where a database could not keep the text."""
-    return workloads.c.model == model if rows.is_text(model) else sa.false()
-
-
 def study_page(
     connection: Connection, limit: int, before: int | None, model: str | None, state: str | None
 ) -> StudyPage:
@@ -96,27 +86,10 @@ def study_page(
 
 
 def evaluation_page(connection: Connection, study: int, limit: int, after: int) -> EvaluationPage:
-    query = sa.select(evaluations).where(evaluations.c.study_id == study, evaluations.c.number > after)
-    found = connection.execute(query.order_by(evaluations.c.number).limit(limit + 1)).all()
+    query = EVALUATIONS.where(evaluations.c.study_id == study, evaluations.c.number > after)
+    found = connection.execute(query.limit(limit + 1)).all()
     page = found[:limit]
     mine = evaluations.c.id.in_([row.id for row in page])
     return EvaluationPage(
         tuple(with_cases(connection, page, mine)) if page else (), page[-1].number if len(found) > limit else None
     )
-
-
-def evaluations_of(connection: Connection, where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """By their numbers; two queries, however many there are."""
-    found = connection.execute(sa.select(evaluations).where(where).order_by(evaluations.c.number)).all()
-    return with_cases(connection, found, where) if found else []
-
-
-def with_cases(connection: Connection, found: Sequence[sa.Row[Any]], where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """The evaluations that these rows say; `where` holds for them alone."""
-    by_kind: dict[tuple[int, str], list[Any]] = defaultdict(list)
-    for row in connection.execute(sa.select(cases).join(evaluations).where(where).order_by(cases.c.position)):
-        by_kind[row.evaluation_id, row.kind].append(rows.case_of(row))
-    return [
-        rows.evaluation_of(row, by_kind.get((row.id, "search"), ()), by_kind.get((row.id, "holdout"), ()))
-        for row in found
-    ]

@@ -8,17 +8,16 @@ from types import TracebackType
 from typing import Self
 
 import sqlalchemy as sa
-from sqlalchemy import Connection
 
-from fa_tuner.domain.errors import ConflictError, NotFoundError
 from fa_tuner.domain.measurement import CaseQuality, Latency, Requirement
-from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState, study_id
-from fa_tuner.store import claims, pages, rows
+from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyState
+from fa_tuner.store import claims, evaluations, pages, rows, studies
 from fa_tuner.store.claims import Worker
 from fa_tuner.store.database import Database
-from fa_tuner.store.pages import STUDIES, EvaluationPage, Stamp, StudyPage, evaluations_of
+from fa_tuner.store.evaluations import Reading
+from fa_tuner.store.pages import EvaluationPage, Stamp, StudyPage
 from fa_tuner.store.rows import FrontSnapshot, Values
-from fa_tuner.store.schema import cases, environments, evaluations, fronts, studies, workloads
+from fa_tuner.store.schema import fronts
 
 
 class Store:
@@ -72,13 +71,7 @@ class Store:
         values |= {"target": rows.whole("target", target), "created": now, "updated": now}
         workload, environment = rows.workload_values(spec.workload), rows.environment_values(spec.environment)
         with self._database.writing(serial=True) as connection:
-            if connection.scalar(sa.select(studies.c.id).where(studies.c.name == spec.name)) is not None:
-                raise ConflictError(
-                    f"a study named {spec.name!r} exists in {self.url}; choose another name, or resume that one"
-                )
-            values["workload_id"] = _shared(connection, workloads, workload)
-            values["environment_id"] = _shared(connection, environments, environment)
-            connection.execute(studies.insert().values(values))
+            studies.add(connection, values, workload, environment)
         return self.study(spec.name)
 
     def study(self, name: str) -> Study:
@@ -87,19 +80,13 @@ class Store:
         Raises:
             NotFoundError: there is none of that name.
         """
-        if rows.is_name(name):
-            with self._database.reading() as connection:
-                if (row := connection.execute(STUDIES.where(studies.c.name == name)).one_or_none()) is not None:
-                    return rows.study_of(row)
-        raise self._no_study(name)
+        with self._database.reading() as connection:
+            return studies.one(connection, name)
 
     def studies(self, model: str | None = None) -> list[Study]:
         """All studies, or those of one model; newest first."""
-        query = STUDIES.order_by(studies.c.id.desc())
-        if model is not None:
-            query = query.where(pages.of_model(model))
         with self._database.reading() as connection:
-            return [rows.study_of(row) for row in connection.execute(query)]
+            return studies.newest_first(connection, model)
 
     def study_page(
         self, limit: int, before: int | None = None, model: str | None = None, state: str | None = None
@@ -111,21 +98,17 @@ class Store:
 
     def models(self) -> list[str]:
         """Of which there are studies, in alphabetical order."""
-        query = sa.select(workloads.c.model).where(sa.exists().where(studies.c.workload_id == workloads.c.id))
         with self._database.reading() as connection:
-            return sorted(set(connection.scalars(query)))
+            return studies.models(connection)
 
     def name_of(self, key: str) -> str:
-        """The name of the study whose `study_id` is `key`. Reads all names.
+        """The name of the study whose `study_id` is `key`.
 
         Raises:
             NotFoundError: there is none.
         """
         with self._database.reading() as connection:
-            for name in connection.scalars(sa.select(studies.c.name).order_by(studies.c.id.desc())):
-                if study_id(name) == key:
-                    return str(name)
-        raise NotFoundError(f"there is no study of id {key[:40]!r} in {self.url}")
+            return studies.name_of(connection, key)
 
     def stamp(self, name: str) -> Stamp:
         """The study's stamp.
@@ -133,11 +116,10 @@ class Store:
         Raises:
             NotFoundError: there is no such study.
         """
-        if rows.is_name(name):
-            with self._database.reading() as connection:
-                if found := pages.stamps(connection, "name", name):
-                    return found[0]
-        raise self._no_study(name)
+        with self._database.reading() as connection:
+            if found := pages.stamps(connection, "name", name):
+                return found[0]
+            raise studies.missing(connection, name)
 
     def stamps(self, model: str) -> tuple[Stamp, ...]:
         """Of the studies of a model, newest first."""
@@ -178,18 +160,8 @@ class Store:
 
     def find_baseline(self, workload_fingerprint: str, environment_fingerprint: str) -> str | None:
         """The name of the newest study of the same workload and environment that has a baseline."""
-        query = (
-            sa.select(studies.c.name)
-            .select_from(studies.join(workloads).join(environments))
-            .where(
-                workloads.c.fingerprint == workload_fingerprint, environments.c.fingerprint == environment_fingerprint
-            )
-            .where(studies.c.noise_floor_db.is_not(None))
-            .order_by(studies.c.id.desc())
-            .limit(1)
-        )
         with self._database.reading() as connection:
-            return connection.scalar(query)
+            return studies.with_baseline(connection, workload_fingerprint, environment_fingerprint)
 
     def delete_study(self, name: str) -> None:
         """Delete the study with all that belongs to it, and its prompts where no other study has them.
@@ -198,14 +170,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.writing(serial=True) as connection:
-            deleted = studies.delete().where(studies.c.id == self._id(connection, name))
-            row = connection.execute(deleted.returning(studies.c.workload_id, studies.c.environment_id)).one()
-            for table, column, key in (
-                (workloads, studies.c.workload_id, row.workload_id),
-                (environments, studies.c.environment_id, row.environment_id),
-            ):
-                used = sa.exists().where(column == key)
-                connection.execute(table.delete().where(table.c.id == key, ~used))
+            studies.delete(connection, name)
 
     # --- evaluations ----------------------------------------------------------------------------------------------
 
@@ -221,16 +186,7 @@ class Store:
         found = [] if measurement is None else rows.case_values("search", measurement.cases)
         found += [] if measurement is None else rows.case_values("holdout", measurement.holdout)
         with self._database.writing() as connection:
-            study = self._touch(connection, name)  # locks the study's row, so nobody comes between check and insert
-            same_policy = evaluations.c.policy_digest == values["policy_digest"]
-            taken = sa.select(same_policy).where(
-                evaluations.c.study_id == study, same_policy | (evaluations.c.number == values["number"])
-            )
-            if conflicts := connection.scalars(taken).all():
-                what = f"policy {evaluation.policy.key}" if any(conflicts) else f"number {evaluation.number}"
-                raise ConflictError(f"study {name!r} already has an evaluation of {what}; each is stored once")
-            values |= {"study_id": study, "created": datetime.now(UTC)}
-            _add_cases(connection, _inserted(connection, evaluations, values), found)
+            study = evaluations.add(connection, name, values, found)
             claims.drop(connection, study, evaluation.policy.key)
 
     def evaluation(self, name: str, policy_key: str) -> Evaluation | None:
@@ -248,7 +204,16 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            return evaluations_of(connection, evaluations.c.study_id == self._id(connection, name))
+            return evaluations.of_study(connection, studies.id_of(connection, name))
+
+    def reading(self, name: str, before: Reading | None = None) -> Reading:
+        """As `evaluations`; given an earlier reading, only what was changed since is read. The two share what was not.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            return evaluations.read(connection, name, before)
 
     def evaluation_of_digest(self, name: str, digest: str) -> Evaluation | None:
         """The evaluation of the policy whose key has this digest (`rows.digest`), if it was made.
@@ -257,9 +222,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            mine = evaluations.c.study_id == self._id(connection, name)
-            found = evaluations_of(connection, mine & (evaluations.c.policy_digest == digest))
-        return found[0] if found else None
+            return evaluations.of_digest(connection, studies.id_of(connection, name), digest)
 
     def evaluation_page(self, name: str, limit: int, after: int = -1) -> EvaluationPage:
         """Up to `limit` evaluations in the order of their numbers, beginning with the first number above `after`.
@@ -268,7 +231,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            return pages.evaluation_page(connection, self._id(connection, name), limit, after)
+            return pages.evaluation_page(connection, studies.id_of(connection, name), limit, after)
 
     def is_checked(self, name: str) -> bool:
         """Whether any of its policies was run on held-out prompts.
@@ -277,9 +240,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            mine = evaluations.c.study_id == self._id(connection, name)
-            query = sa.select(cases.c.evaluation_id).join(evaluations).where(mine, cases.c.kind == "holdout").limit(1)
-            return connection.scalar(query) is not None
+            return evaluations.any_checked(connection, studies.id_of(connection, name))
 
     def count(self, name: str) -> int:
         """How many evaluations there are, failed ones too.
@@ -288,7 +249,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            return _count(connection, self._id(connection, name))
+            return evaluations.count(connection, studies.id_of(connection, name))
 
     def set_holdout(self, name: str, policy_key: str, qualities: Iterable[CaseQuality]) -> None:
         """Keep what the held-out prompts gave, in place of what was there.
@@ -298,9 +259,7 @@ class Store:
         """
         values = rows.case_values("holdout", qualities)
         with self._database.writing() as connection:
-            key = self._measured(connection, name, policy_key)
-            connection.execute(cases.delete().where(cases.c.evaluation_id == key, cases.c.kind == "holdout"))
-            _add_cases(connection, key, values)
+            evaluations.set_holdout(connection, name, policy_key, values)
 
     def set_latency(self, name: str, policy_key: str, latency: Latency) -> None:
         """Keep a better latency in place of what was there.
@@ -310,8 +269,7 @@ class Store:
         """
         values = rows.latency_values(latency)
         with self._database.writing() as connection:
-            key = self._measured(connection, name, policy_key)
-            connection.execute(evaluations.update().where(evaluations.c.id == key).values(values))
+            evaluations.set_latency(connection, name, policy_key, values)
 
     def set_latencies(self, name: str, profile: str | None, latencies: Mapping[str, Latency]) -> None:
         """Give the study's policies, by key, other latencies, all or none: those that another device profile projects,
@@ -321,11 +279,9 @@ class Store:
             NotFoundError: there is no such study, or no measurement of one of these policies in it.
         """
         with self._database.writing() as connection:
-            self._touch(connection, name, {"latency_profile": profile})
+            studies.touch(connection, name, {"latency_profile": profile})
             for policy_key, latency in latencies.items():
-                key = self._measured(connection, name, policy_key)
-                update = evaluations.update().where(evaluations.c.id == key)
-                connection.execute(update.values(rows.latency_values(latency)))
+                evaluations.set_latency(connection, name, policy_key, rows.latency_values(latency))
 
     # --- claims ---------------------------------------------------------------------------------------------------
 
@@ -337,7 +293,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.writing() as connection:
-            return claims.take(connection, self._touch(connection, name, measured=False), policy_key, worker)
+            return claims.take(connection, studies.touch(connection, name, measured=False), policy_key, worker)
 
     # The next two are serial: one that updates several rows and one that deletes them could wait for each other.
 
@@ -353,7 +309,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.writing(serial=True, fenced=False) as connection:
-            claims.drop(connection, self._id(connection, name), policy_key, worker)
+            claims.drop(connection, studies.id_of(connection, name), policy_key, worker)
 
     def claimed(self, name: str) -> dict[str, Worker]:
         """Which policies are being run, by key, and by whom; stale claims are left out.
@@ -362,7 +318,7 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            return claims.living(connection, self._id(connection, name))
+            return claims.living(connection, studies.id_of(connection, name))
 
     # --- fronts ---------------------------------------------------------------------------------------------------
 
@@ -374,8 +330,12 @@ class Store:
         """
         values = rows.front_values(policy_keys, hypervolume)
         with self._database.writing() as connection:
-            study = self._touch(connection, name, measured=False)
-            values |= {"study_id": study, "evaluations": _count(connection, study), "created": datetime.now(UTC)}
+            study = studies.touch(connection, name, measured=False)
+            values |= {
+                "study_id": study,
+                "evaluations": evaluations.count(connection, study),
+                "created": datetime.now(UTC),
+            }
             connection.execute(fronts.insert().values(values))
 
     def fronts(self, name: str) -> list[FrontSnapshot]:
@@ -385,67 +345,9 @@ class Store:
             NotFoundError: there is no such study.
         """
         with self._database.reading() as connection:
-            query = sa.select(fronts).where(fronts.c.study_id == self._id(connection, name)).order_by(fronts.c.id)
+            query = sa.select(fronts).where(fronts.c.study_id == studies.id_of(connection, name)).order_by(fronts.c.id)
             return [rows.front_of(row) for row in connection.execute(query)]
-
-    # --- shared ---------------------------------------------------------------------------------------------------
 
     def _update(self, name: str, values: Values) -> None:
         with self._database.writing() as connection:
-            self._touch(connection, name, values, measured=False)
-
-    def _touch(self, connection: Connection, name: str, values: Values | None = None, measured: bool = True) -> int:
-        """Change the study's row, which locks it until the transaction ends; its id. `updated` is the date of the last
-        figure: what is only said of a study does not move it."""
-        when = datetime.now(UTC) if measured else studies.c.updated
-        update = studies.update().where(studies.c.name == name).values({**(values or {}), "updated": when})
-        key = connection.scalar(update.returning(studies.c.id)) if rows.is_name(name) else None
-        if key is None:
-            raise self._no_study(name)
-        return int(key)
-
-    def _id(self, connection: Connection, name: str) -> int:
-        query = sa.select(studies.c.id).where(studies.c.name == name)
-        key = connection.scalar(query) if rows.is_name(name) else None
-        if key is None:
-            raise self._no_study(name)
-        return int(key)
-
-    def _measured(self, connection: Connection, name: str, policy_key: str) -> int:
-        """The id of the policy's evaluation, if that has a measurement; locks the study's row."""
-        query = sa.select(evaluations.c.id).where(
-            evaluations.c.study_id == self._touch(connection, name),
-            evaluations.c.policy_digest == rows.digest(policy_key),
-            evaluations.c.latency_relative.is_not(None),
-        )
-        if (key := connection.scalar(query)) is None:
-            raise NotFoundError(f"study {name!r} holds no measurement of policy {policy_key[:80]!r}; evaluate it first")
-        return int(key)
-
-    def _no_study(self, name: str) -> NotFoundError:
-        return NotFoundError(
-            f"there is no study named {name[:80]!r} in {self.url}; `fa-tune studies` lists what is stored"
-        )
-
-
-def _shared(connection: Connection, table: sa.Table, values: Values) -> int:
-    """The id of the row of that fingerprint, added where there is none."""
-    known = connection.scalar(sa.select(table.c.id).where(table.c.fingerprint == values["fingerprint"]))
-    return _inserted(connection, table, values) if known is None else int(known)
-
-
-def _inserted(connection: Connection, table: sa.Table, values: Values) -> int:
-    """The id of a new row."""
-    key = connection.execute(table.insert().values(values)).inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _count(connection: Connection, study: int) -> int:
-    query = sa.select(sa.func.count()).select_from(evaluations).where(evaluations.c.study_id == study)
-    return int(connection.scalar(query) or 0)
-
-
-def _add_cases(connection: Connection, evaluation: int, values: list[Values]) -> None:
-    if values:
-        connection.execute(cases.insert(), [{**value, "evaluation_id": evaluation} for value in values])
+            studies.touch(connection, name, values, measured=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from fa_tuner.domain.errors import EngineError, FaTuneError, InterruptedByUser, NotQuantizedError, ThresholdError
@@ -70,7 +70,8 @@ def _run(job: Job) -> Study:
             job.begun = True
             job.observer.opened(job.description, job.target)
             take_baseline(job)
-            reason = Searching(job).to_the_end()
+            with closing(Searching(job)) as searching:
+                reason = searching.to_the_end()
             job.alone(FINALISTS, "the finalists")
             check_finalists(job)
             job.keep_front()

@@ -47,6 +47,9 @@ class Searching:
         if mended > 1:
             job.observer.note(f"resumed: {len(job.evaluations)} policies stored, {mended} trials brought in line")
 
+    def close(self) -> None:
+        self.search.close()
+
     def to_the_end(self) -> str:
         """Ask, claim, measure, commit, tell, until nothing is left to do; returns the reason for stopping."""
         started, earlier, failures, repeats, draws = time.monotonic(), self._spent(), 0, 0, 0

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -74,7 +75,7 @@ class WorkerLoop:
             jobs = Jobs(database, self._settings.max_attempts)
             jobs.enlist(self._worker, self._device)
             self._say(f"worker on {self._device} is ready; jobs come from {database.shown}")
-            with Heartbeat(jobs.beat, self._worker):
+            with Heartbeat(partial(jobs.beat, device=self._device), self._worker):
                 with suppress(KeyboardInterrupt):
                     self._take_all(jobs, until_idle)
                 with suppress(StoreError):

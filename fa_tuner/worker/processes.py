@@ -43,7 +43,7 @@ class Device:
     def environment(self) -> dict[str, str]:
         """What a worker needs in its environment to see this device alone."""
         kind, _, numbers = self.name.partition(":")
-        visible = {_VISIBLE[kind]: numbers.replace("+", ",")} if numbers else {"FA_TUNE_DEVICE": "cpu"}
+        visible = {_VISIBLE[kind]: numbers.replace("+", ",")} if numbers else dict.fromkeys(_VISIBLE.values(), "")
         return {DEVICE: self.name, **visible}
 
 
@@ -62,12 +62,16 @@ def parse_devices(texts: Sequence[str]) -> list[Device]:
 
 
 class Processes:
-    """`fa-tune worker` in a process for each device, for as long as the block runs. One that ends by itself is started
-    again after `RESTART_SECONDS`; at the block's end each is asked to finish its running policy, and waited for."""
+    """`fa-tune worker` in a process for each device, for as long as the block runs; a device of None is whatever the
+    process sees. One that ends by itself is started again after `RESTART_SECONDS`. At the block's end each is asked to
+    stop after its running policy, and waited for."""
 
-    def __init__(self, devices: Sequence[Device], environment: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, devices: Sequence[Device | None], environment: Mapping[str, str], say: Callable[[str], None]
+    ) -> None:
         self._devices, self._environment, self._say = devices, environment, say
         self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._asked: set[int] = set()  # the process ids of those that know that they are to stop
         self._ending = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="watches workers", daemon=True)
 
@@ -80,22 +84,30 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self._ending.set()
         self._watching.join()  # who might be starting one
-        self.stop()
+        self._ask([process for process in self._running.values() if process.pid not in self._asked])
         for process in self._running.values():
             process.wait()
 
     def stop(self) -> None:
         """Ask them to stop; asked once more, they stop at once."""
         self._ending.set()
-        for process in self._running.values():
+        self._ask(list(self._running.values()))
+
+    def _ask(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+        for process in processes:
             if process.poll() is None:
+                self._asked.add(process.pid)
                 process.send_signal(signal.SIGTERM)
 
     def _start(self, index: int) -> None:
+        device = self._devices[index]
         self._running[index] = subprocess.Popen(
             [sys.executable, "-m", "fa_tuner.cli", "worker"],
             stdin=subprocess.DEVNULL, start_new_session=True,  # a Ctrl-C at the terminal is ours to hand on
-            env={**os.environ, **self._environment, **self._devices[index].environment, PARENT: str(os.getpid())},
+            env={
+                **os.environ, **self._environment, **(device.environment if device else {}),
+                "FA_TUNE_DEVICES": "[]", PARENT: str(os.getpid()),
+            },
         )  # fmt: skip
 
     def _watch(self) -> None:
@@ -103,8 +115,9 @@ class Processes:
         while not self._ending.wait(0.2):
             for index, process in self._running.items():
                 if process.poll() is not None and index not in due:
-                    name = self._devices[index].name
-                    self._say(f"worker on {name} ended with {process.returncode}; starting another")
+                    device = self._devices[index]
+                    where = f" on {device.name}" if device else ""
+                    self._say(f"worker{where} ended with {process.returncode}; starting another")
                     due[index] = time.monotonic() + RESTART_SECONDS
             for index in [index for index, when in due.items() if when <= time.monotonic()]:
                 del due[index]

@@ -54,8 +54,9 @@ def check(values: Mapping[str, Any]) -> None:
         parse_duration(settings.budget)
     for text in settings.tries:
         SkipPolicy.parse(text, parse_dtypes(settings.dtype), _MOST_LAYERS)
-    if settings.prompts:  # a landscape brings its own
-        settings.workload()
+    if not settings.prompts:  # a landscape brings its own
+        settings = settings.model_copy(update={"prompts": ["a landscape's own"]})
+    settings.workload()
 
 
 def study_name(values: Mapping[str, Any]) -> str:

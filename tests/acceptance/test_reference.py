@@ -15,7 +15,7 @@ from fa_tuner.domain.measurement import METRICS, PRESETS
 from fa_tuner.engines.registry import engine_names
 from fa_tuner.export import EXPORTERS
 from fa_tuner.search.samplers import SAMPLERS
-from fa_tuner.settings import PREFIX, RunSettings, ServiceSettings, StoreSettings
+from fa_tuner.settings import PREFIX, RunSettings, ServiceSettings, StoreSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reference.md").read_text()
@@ -23,7 +23,9 @@ COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-define
 SHARED = TEXT.split("\n## Options that several commands share\n")[1].split("\n## ")[0]
 SETTINGS = TEXT.split("\n## Settings\n")[1].split("\n## ")[0]
 OF_SERVICE = TEXT.split("\n## Settings of the service\n")[1].split("\n## ")[0]
+OF_WORKER = TEXT.split("\n## Settings of the worker\n")[1].split("\n## ")[0]
 SERVICE_FIELDS = {name: f for name, f in ServiceSettings.model_fields.items() if name not in StoreSettings.model_fields}
+WORKER_FIELDS = {name: f for name, f in WorkerSettings.model_fields.items() if name not in StoreSettings.model_fields}
 
 
 def section(title: str) -> str:
@@ -76,18 +78,24 @@ def test_every_setting_has_its_row() -> None:
     assert every - described == {"--dry-run", "--json"}
 
 
-def test_every_setting_of_the_service_has_its_row() -> None:
-    cells = [line.strip("|").split("|") for line in OF_SERVICE.splitlines() if line.startswith("| `")]
-    assert [key.strip(" `") for key, *_ in cells] == list(SERVICE_FIELDS)
+@pytest.mark.parametrize(
+    ("command", "text", "fields"), [("serve", OF_SERVICE, SERVICE_FIELDS), ("worker", OF_WORKER, WORKER_FIELDS)]
+)
+def test_every_setting_of_the_service_and_the_worker_has_its_row(
+    command: str, text: str, fields: dict[str, Any]
+) -> None:
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert [key.strip(" `") for key, *_ in cells] == list(fields)
     for key, flag, variable, *_ in cells:
         assert variable.strip(" `") == PREFIX + key.strip(" `").upper()
-        assert code_words(flag) - {"NAME"} <= options(COMMANDS["serve"])
+        assert code_words(flag) - {"NAME"} <= options(COMMANDS[command])
 
 
 def test_defaults_are_those_of_the_program() -> None:
-    rows = [line.strip("|").split("|") for line in (SETTINGS + OF_SERVICE).splitlines() if line.startswith("| `")]
+    lines = (SETTINGS + OF_SERVICE + OF_WORKER).splitlines()
+    rows = [line.strip("|").split("|") for line in lines if line.startswith("| `")]
     for key, _, _, default, _ in rows:
-        value = (RunSettings.model_fields | SERVICE_FIELDS)[key.strip(" `")].default
+        value = (RunSettings.model_fields | SERVICE_FIELDS | WORKER_FIELDS)[key.strip(" `")].default
         if isinstance(value, int | float) or (isinstance(value, str) and value):
             assert default.strip(" `") == f"{value}".removesuffix(".0")
 
@@ -109,3 +117,20 @@ def test_every_variable_that_the_code_reads() -> None:
         for name in re.findall(r"FA_TUNE_[A-Z_0-9]*[A-Z0-9]", path.read_text())
     }
     assert read <= set(re.findall(r"FA_TUNE_[A-Z_0-9]*[A-Z0-9]", TEXT))
+
+
+def test_the_page_of_the_service_has_every_route_field_and_state() -> None:
+    import fa_tuner_api
+    from fa_tuner_api.jobs import StudyRequest
+
+    from fa_tuner.domain.job import STATES
+
+    page = re.sub(r"^```.*?^```", "", (ROOT / "docs" / "service.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    asking = page.split("\n## Asking for a study\n")[1].split("\n## ")[0]
+    assert {*StudyRequest.model_fields, *STATES} <= code_words(asking)
+    routes = {
+        path for path in fa_tuner_api.create_app(ServiceSettings()).openapi()["paths"] if path.startswith("/api/")
+    }
+    described = re.sub(r"\{[a-z_]+\}", "{}", page.replace("cases/{n}", "cases/{}"))
+    missing = {path for path in routes if f"{re.sub(r'{[a-z_]+}', '{}', path)}`" not in described}
+    assert not missing

@@ -8,7 +8,6 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from fa_tuner.domain.workload import Case
 from fa_tuner.engines.base import Generation
 from fa_tuner.engines.replay import ReplayEngine
 from tests.support.command import FaTune, Result
+from tests.support.measured import unchecked
 
 Run = Callable[..., Result]
 TINY = ("--height", "32", "--width", "32", "--frames", "5", "--guidance", "4", "--min-psnr", "5", "--study", "s")
@@ -51,13 +51,6 @@ def policies_of(fa_tune: FaTune, study: str = "s") -> list[dict[str, Any]]:
 def committed(fa_tune: FaTune) -> list[Evaluation]:
     with fa_tune.store() as store:
         return store.evaluations("s") if store.studies() else []
-
-
-def unchecked(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """Without what the held-out prompts gave, which finalists get at the end."""
-    return [
-        e if e.measurement is None else replace(e, measurement=replace(e.measurement, holdout=())) for e in evaluations
-    ]
 
 
 def optuna_states(fa_tune: FaTune) -> Counter[str]:

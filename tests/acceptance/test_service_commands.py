@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -15,10 +15,18 @@ import pytest
 from tests.support.command import FaTune
 
 
+@pytest.fixture(autouse=True)
+def ready_without_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests ask nothing of a worker."""
+    monkeypatch.setenv("FA_TUNE_READY_WITHOUT_WORKER", "true")
+
+
 def served(process: subprocess.Popen[str]) -> str:
     """The address that it prints."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], 60)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ready = selector.select(60)
     assert ready, "nothing was printed within a minute"
     return process.stdout.readline().strip()
 
@@ -120,10 +128,17 @@ def test_the_service_loads_no_torch(fa_tune: FaTune) -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_settings_of_the_service(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_the_service_and_the_worker(fa_tune: FaTune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA_TUNE_ALLOWED_HOSTS", '["tuner.example"]')
     shown = fa_tune("config", "--json").succeeded().document
     assert shown["allowed_hosts"] == {"value": ["tuner.example"], "from": "environment"}
     assert shown["max_body_kb"] == {"value": 1024, "from": "default"}
+    assert shown["ready_without_worker"] == {"value": True, "from": "environment"}
+    monkeypatch.setenv("FA_TUNE_DEVICES", '["npu:0+1"]')
+    monkeypatch.setenv("FA_TUNE_WORKER_PARENT", "1")
+    shown = fa_tune("config", "--json").succeeded().document
+    assert shown["devices"] == {"value": ["npu:0+1"], "from": "environment"}
+    assert shown["max_attempts"] == {"value": 3, "from": "default"}
+    assert not {"worker_device", "worker_parent"} & shown.keys()
     monkeypatch.setenv("FA_TUNE_MAX_BODY_KB", "none")
     fa_tune("config").refused(2, "FA_TUNE_MAX_BODY_KB")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,11 @@ from fa_tuner_api import create_app
 from prometheus_client.parser import text_string_to_metric_families
 
 from fa_tuner.settings import ServiceSettings
+from fa_tuner.store.claims import LEASE_SECONDS, Worker
 from fa_tuner.store.database import Database
+from fa_tuner.store.jobs import Jobs
 from fa_tuner.store.repository import Store
+from fa_tuner.store.schema import workers
 from tests.support.service import Service, problem, strict_json
 
 
@@ -32,7 +39,7 @@ def figures(service: Service) -> dict[str, dict[tuple[str, ...], float]]:
 
 def test_ready_with_a_database_at_its_schema(service: Service, settings: ServiceSettings) -> None:
     answer = service.get("/readyz")
-    assert (answer.status_code, strict_json(answer)) == (200, {"status": "ready"})
+    assert (answer.status_code, strict_json(answer)) == (200, {"status": "ready", "workers": 0})
     database = Database.open(settings.url)
     with database.writing() as connection:
         connection.execute(sa.text("UPDATE fa_tune_version SET version_num = '9999'"))
@@ -46,6 +53,51 @@ def test_not_ready_without_a_database(tmp_path: Path) -> None:
     service = Service(create_app(ServiceSettings(storage=f"sqlite:///{tmp_path}/file/fa-tune.db")))
     problem(service.get("/readyz"), 503, "store-unavailable")
     assert service.get("/healthz").status_code == 200
+
+
+def test_ready_as_long_as_a_worker_lives(settings: ServiceSettings) -> None:
+    service = Service(create_app(settings.model_copy(update={"ready_without_worker": False})))
+    detail = problem(service.get("/readyz"), 503, "service-unavailable")
+    assert "fa-tune worker" in detail and "ready_without_worker" in detail
+    database = Database.open(settings.url)
+    jobs, ann, bob = Jobs(database), Worker.of_this_process(), Worker.of_this_process()
+    jobs.enlist(ann, "npu:0")
+    jobs.enlist(bob, "npu:1")
+    answer = service.get("/readyz")
+    assert (answer.status_code, strict_json(answer)) == (200, {"status": "ready", "workers": 2})
+    assert figures(service)["fa_tune_workers"][()] == 2
+    jobs.retire(ann)
+    assert strict_json(service.get("/readyz"))["workers"] == 1
+    jobs.enlist(replace(bob, host="elsewhere"), "npu:1")  # of whose process nothing can be known here
+    assert strict_json(service.get("/readyz"))["workers"] == 1
+    with database.writing() as connection:
+        long_ago = datetime.now(UTC) - timedelta(seconds=LEASE_SECONDS + 1)
+        connection.execute(workers.update().values(heartbeat=long_ago))
+    problem(service.get("/readyz"), 503, "service-unavailable")
+    assert figures(service)["fa_tune_workers"][()] == 0
+    assert jobs.beat(bob)
+    assert service.get("/readyz").status_code == 200
+    database.close()
+
+
+def test_a_worker_whose_process_ended_does_not_live(settings: ServiceSettings) -> None:
+    service = Service(create_app(settings.model_copy(update={"ready_without_worker": False})))
+    code = (
+        "import sys\n"
+        "from fa_tuner.store.claims import Worker\n"
+        "from fa_tuner.store.database import Database\n"
+        "from fa_tuner.store.jobs import Jobs\n"
+        "Jobs(Database.open(sys.argv[1])).enlist(Worker.of_this_process(), 'cpu')\n"
+        "print('enlisted', flush=True)\n"
+        "input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, settings.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == b"enlisted\n"
+        assert strict_json(service.get("/readyz"))["workers"] == 1
+        worker.kill()
+    problem(service.get("/readyz"), 503, "service-unavailable")
 
 
 def test_what_was_asked_and_answered(service: Service) -> None:

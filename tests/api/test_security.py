@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import fa_tuner_api.access
@@ -16,8 +16,10 @@ import hypothesis
 import pytest
 from fa_tuner_api import create_app
 from fa_tuner_api.access import WRONG_KEYS, Throttle, is_loopback
+from fa_tuner_api.links import ROOT
 from fa_tuner_api.metrics import METHODS
 from fa_tuner_api.security import HEADERS, GuardedApp
+from fastapi import APIRouter
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -52,19 +54,34 @@ def with_a_mount(app: GuardedApp) -> GuardedApp:
     app.add_route("/echo", echoed, methods=every)
     app.add_route("/api/v1/keys/{id}", echoed, methods=every)
     app.mount("/mounted", Starlette(routes=[Route("/inside", echoed, methods=every)]))
+    router = APIRouter()
+    router.add_api_route("/api/v1/undocumented/{id}", echoed, methods=every, include_in_schema=False)
+    app.include_router(router)
     return app
+
+
+def paths_of(routes: Iterable[Any], below: str = "") -> Iterator[str]:
+    """The templates of whatever is routed: by the application, by routers included in it, and below mounts, whether
+    OpenAPI tells of it or not."""
+    for route in routes:
+        if isinstance(route, Mount):
+            inside = getattr(route.app, "routes", None) or ()
+            yield from (f"{below}{route.path}", f"{below}{route.path}/nothing", *paths_of(inside, below + route.path))
+        elif included := getattr(route, "effective_route_contexts", None):  # FastAPI keeps included routers whole
+            yield from (below + each.path for each in included())
+        else:
+            yield below + route.path
 
 
 def every_request(app: GuardedApp) -> list[tuple[str, str]]:
     """Each path that there is, and some that there are not, by each method."""
-    paths = {re.sub(r"\{[^}]*\}", "1", path) for path in app.openapi()["paths"]}
-    for route in app.routes:
-        path = getattr(route, "path", "")
-        paths.add(re.sub(r"\{[^}]*\}", "1", path) + ("/inside" if isinstance(route, Mount) else ""))
-    assert {"/healthz", "/readyz", "/metrics", "/login", "/api/v1/recommendations", "/mounted/inside"} <= paths
-    paths |= {"/", "/nothing", "/api", "/docs", "/mounted", "/mounted/nothing", "//healthz", "/healthz/", "/HEALTHZ"}
-    paths |= {"/healthz/../metrics", "/%68ealthz/x", "/openapi.json", "/api/v1/keys"}
-    return [(method, path) for path in sorted(paths - {""}) for method in (*METHODS, "TRACE", "PURGE")]
+    templates = set(paths_of(app.routes))
+    assert templates >= app.openapi()["paths"].keys() | {"/mounted/inside", "/api/v1/undocumented/{id}"}
+    ids = {"study_id": "0" * 16, "policy_id": "0" * 64}
+    paths = {re.sub(r"\{([^}:]*)[^}]*\}", lambda part: ids.get(part[1], "1"), path) for path in templates}
+    paths |= {"/", "/nothing", "/api", "/docs", "//healthz", "/healthz/", "/HEALTHZ"}
+    paths |= {"/healthz/../metrics", "/%68ealthz/x", "/openapi.json", "/api/v1/keys", f"{ROOT}/studies/x/events"}
+    return [(method, path) for path in sorted(paths) for method in (*METHODS, "TRACE", "PURGE")]
 
 
 def is_health(method: str, path: str) -> bool:
@@ -84,7 +101,8 @@ def test_every_route_and_mount_by_every_method(settings: ServiceSettings, keys: 
     revoked_key, revoked = keys.create("former", "admin")
     session = keys.start_session(revoked_key.id, 60)
     keys.revoke(revoked_key.id)
-    assert len(requests) > 150
+    assert len(requests) >= 9 * (len(app.openapi()["paths"]) + 15) > 300, "there are fewer than there were"
+    refusals = 0
     for method, path in requests:
         nobodies: tuple[dict[str, str], ...] = (
             {}, bearer(WRONG), {"X-API-Key": WRONG}, bearer(revoked), {"Authorization": f"Basic {read}"},
@@ -96,6 +114,7 @@ def test_every_route_and_mount_by_every_method(settings: ServiceSettings, keys: 
                 assert answer.status_code in (200, 405)
                 continue
             assert answer.status_code == 401, (method, path, headers)
+            refusals += 1
             assert answer.headers["www-authenticate"].startswith('Bearer realm="fa-tune"')
             assert answer.headers["content-type"] == "application/problem+json"
         changes = method not in ("GET", "HEAD", "OPTIONS") and path not in ("/login", "/logout")
@@ -106,6 +125,8 @@ def test_every_route_and_mount_by_every_method(settings: ServiceSettings, keys: 
             assert answer.status_code not in (401, 500)
             if refused and method != "HEAD":
                 problem(answer, 403, "forbidden")
+    print(f"{len(requests)} requests, {refusals} refusals of nobody")
+    assert refusals == len(nobodies) * sum(not is_health(*request) for request in requests)
 
 
 def test_a_key_by_either_header(service: Service, keys: Keys) -> None:

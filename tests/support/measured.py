@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fa_tuner.domain.measurement import (
     CaseQuality,
@@ -55,3 +56,10 @@ def a_measurement(
 def a_candidate(text: str, relative: float, psnr_db: float | Sequence[float], **more: object) -> Candidate:
     measurement = a_measurement(text, relative, psnr_db, **more)  # type: ignore[arg-type]
     return Candidate(Evaluation(measurement.policy, "sampler", 0, measurement), measurement)
+
+
+def unchecked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Without what the held-out prompts gave, which finalists get at the end."""
+    return [
+        e if e.measurement is None else replace(e, measurement=replace(e.measurement, holdout=())) for e in evaluations
+    ]

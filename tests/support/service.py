@@ -6,11 +6,26 @@ import asyncio
 import json
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 import httpx
+from fa_tuner_api.security import GuardedApp
 from fastapi import FastAPI
 
 # httpx.ASGITransport and not fastapi.testclient: that one warns that httpx is no longer what it wants
+
+
+_MADE: WeakSet[FastAPI] = WeakSet()
+
+
+def close_services() -> None:
+    """Give back what applications hold open, of which hundreds would be more files than a process may have; one that is
+    asked again opens it again."""
+    for app in list(_MADE):
+        app.state.backing.close()
+        if isinstance(app, GuardedApp):
+            app.access.close()
+    _MADE.clear()
 
 
 @dataclass(frozen=True)
@@ -18,6 +33,9 @@ class Service:
     """An application and a client for it. Errors of the application come as what a client would see."""
 
     app: FastAPI
+
+    def __post_init__(self) -> None:
+        _MADE.add(self.app)
 
     def request(self, method: str, path: str, parameters: Any = None, **more: Any) -> httpx.Response:
         async def sent() -> httpx.Response:

@@ -11,6 +11,7 @@ from fa_tuner.store.repository import Store
 from tests.support.measured import GRID, a_measurement
 
 STUDIES = "/api/v1/studies"
+HUB_MODEL = "Wan-AI/Wan2.2-T2V-A14B-Diffusers"  # one that studies may be asked for
 WORK = Workload("wan", ("prompt 0",), 480, 832, 81, GRID.steps)
 ENVIRONMENT = {
     "engine": "vllm-omni", "device": "Ascend950PR (bfloat16)", "operator": "real", "pipeline": "WanPipeline",
