@@ -162,7 +162,7 @@ function head(study) {
 }
 
 const COLUMNS = [
-  ["Policy", "text"], ["Gain", "number"], ["Worst PSNR", "number"], ["SSIM", "number"], ["Quantized", "number"],
+  ["Policy", "prose"], ["Gain", "number"], ["Worst PSNR", "number"], ["SSIM", "number"], ["Quantized", "number"],
   ["Meets", "text"], ["Held out", "text"], ["From", "text"],
 ];
 
