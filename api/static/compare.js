@@ -100,7 +100,7 @@ function viewer(study, policy, native, signal) {
     said.textContent = largest === 0
       ? "Every pixel of this frame is the same."
       : `Largest difference: ${largest} of 255 grey levels; ${percent(share)} of the pixels differ.`;
-    stage.dataset.frame = index;
+    Object.assign(stage.dataset, { frame: index, case: number }); // what is shown now
     redraw();
   }
 

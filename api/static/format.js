@@ -45,7 +45,8 @@ const OPERATORS = {
 
 export function engineText(environment) {
   const operator = OPERATORS[environment.operator] || `operator ${environment.operator || "not recorded"}`;
-  return `${environment.engine || "engine not recorded"} on ${environment.device || "a device not recorded"}; ${operator}`;
+  const device = environment.device === "none" ? "" : ` on ${environment.device || "a device not recorded"}`;
+  return `${environment.engine || "engine not recorded"}${device}; ${operator}`;
 }
 
 const or = (text) => (text === "" ? "none" : text);

@@ -3,12 +3,14 @@
 import { drawnToFit, fill, h, svg, table } from "./dom.js";
 import { count, percent } from "./format.js";
 
+const LEGIBLE = 0.68; // of the darkest: there black and white text stand out alike, in light and in dark
+
 /** `sensitivity` is the service's document. */
 export function heat(sensitivity) {
   const { prompts, measured } = sensitivity;
   const dtypes = [...new Set(prompts.flatMap((each) => each.dtypes.map(({ dtype }) => dtype)))];
   return [
-    h("p", { class: "hint" }, `Share of the squared error by the error model, fitted to ${count(measured, "measured policy", "measured policies")}; each row adds up to 100 %. Dark cells are worth keeping native.`),
+    h("p", { class: "hint" }, `Share of the squared error by the error model, fitted to ${count(measured, "measured policy", "measured policies")}; each row adds up to 100 %. The strongest cells are worth keeping native.`),
     ...dtypes.map((dtype) => h("div", { class: "heats" },
       map(sensitivity, dtype, "steps", "step"), map(sensitivity, dtype, "layers", "layer"))),
   ];
@@ -56,7 +58,7 @@ function cell(share, most, attributes, title) {
     svg("rect", { class: "paper", x: attributes.x, y: attributes.y, width: attributes.width, height: attributes.height }),
     svg("rect", { class: "share", "fill-opacity": (0.04 + 0.96 * level).toFixed(3), ...attributes }),
     attributes.width >= 34 && svg("text", {
-      class: level > 0.5 ? "on-dark" : "on-light", x: attributes.x + attributes.width / 2, y: attributes.y + 17, "text-anchor": "middle",
+      class: level > LEGIBLE ? "strong" : "weak", x: attributes.x + attributes.width / 2, y: attributes.y + 17, "text-anchor": "middle",
     }, (100 * share).toFixed(share < 0.0995 ? 1 : 0)));
 }
 

@@ -4,8 +4,13 @@ import { studyPath } from "./api.js";
 import { h } from "./dom.js";
 import { count } from "./format.js";
 
-export const ALIVE = new Set(["running", "queued"]);
+export const ALIVE = new Set(["running", "queued", "cancelling"]);
 const EVERY = 5000; // ms between questions, and between two answers to events
+
+/** The state and reason that count: those of the job where there is one, as it knows of waiting and of being cancelled. */
+export function standing({ state, reason, job }) {
+  return job && state !== "unproven" ? { state: job.state, reason: job.reason } : { state, reason };
+}
 
 /** A line of progress that follows the study until it ends or `signal` does; `changed()` is called when there is more to
  *  draw, at most every few seconds, and once when the study has ended. */

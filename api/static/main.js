@@ -68,6 +68,9 @@ function markPlace(name) {
   }
 }
 
+window.addEventListener("unhandledrejection", (event) => {
+  if (event.reason?.name === "AbortError") event.preventDefault(); // nobody waits for an answer to a view that was left
+});
 document.addEventListener("session-ended", () => { document.getElementById("session").hidden = false; });
 document.getElementById("login").addEventListener("click", () => {
   sessionStorage.setItem(RETURN, location.hash);

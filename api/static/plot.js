@@ -2,7 +2,7 @@
 // by the arrow keys.
 
 import { drawnToFit, fill, h, svg } from "./dom.js";
-import { decibels, holdoutText, latencyKind, percent, policyText, requirementText, worstPsnr } from "./format.js";
+import { decibels, holdoutText, IDENTICAL, latencyKind, percent, policyText, requirementText, worstPsnr } from "./format.js";
 import { ticks, tickText } from "./ticks.js";
 
 const KEYS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
@@ -16,7 +16,7 @@ export function psnrBound(requirement) {
 /** `study` is its front document and `trials` all its evaluations. Call `choose(id)` of what this returns to mark a
  *  policy as the one that is looked at, `show(study, trials)` for newer figures. */
 export function plot(study, trials) {
-  const canvas = h("div", { class: "plot" });
+  const canvas = h("div", { class: "plot", onkeydown: go, onfocusin: stay });
   const readout = h("p", { class: "readout", "aria-live": "polite" });
   const legend = h("ul", { class: "legend" });
   const element = h("figure", {}, canvas, readout, legend);
@@ -78,14 +78,31 @@ function scales({ front, others, bound, study }, width) {
   const floor = study.noise_floor_db ?? null;
   const qualities = [...all.map(worstPsnr), bound, floor].filter((value) => value !== null);
   const [fastest, slowest] = [Math.min(...latencies), Math.max(...latencies)];
-  const [worst, best] = [Math.min(...qualities, 100), Math.max(...qualities, 0)];
-  const [marginX, marginY] = [Math.max(0.5, 0.05 * (slowest - fastest)), Math.max(1, 0.07 * (best - worst))];
-  const [x0, x1, y0, y1] = [fastest - marginX, slowest + marginX, Math.max(0, worst - marginY), best + marginY];
+  const marginX = Math.max(0.5, 0.05 * (slowest - fastest));
+  const [x0, x1] = [fastest - marginX, slowest + marginX];
   return {
-    box, height, floor, x0, x1, y0, y1,
+    box, height, floor, x0, x1, ...upward(qualities, box),
     x: (relative) => box.left + ((100 * relative - x0) / (x1 - x0)) * (box.right - box.left),
-    y: (psnr) => box.bottom - ((psnr - y0) / (y1 - y0)) * (box.bottom - box.top),
   };
+}
+
+/** PSNR upward, from `y0` to `y1`. What is far above the rest, as identical frames are, would press that flat: then the
+ *  axis is broken at `cut`, and what lies above it shares a narrow band. */
+function upward(qualities, { top, bottom }) {
+  const near = qualities.filter((value) => value < IDENTICAL);
+  const [worst, best, upper] = [Math.min(...qualities, IDENTICAL), Math.max(...near, 0), Math.max(...qualities)];
+  const margin = Math.max(1, 0.08 * (Math.max(best, worst) - worst));
+  const [y0, cut, band] = [Math.max(0, worst - margin), best + margin, 46];
+  if (near.length === 0 || upper - cut < 0.4 * (cut - y0)) {
+    const y1 = upper + Math.max(1, 0.07 * (upper - y0));
+    return { y0, y1, cut: null, y: (psnr) => bottom - ((psnr - y0) / (y1 - y0)) * (bottom - top) };
+  }
+  const y1 = upper + 0.4 * (upper - cut);
+  const broken = top + band;
+  const y = (psnr) => (psnr <= cut
+    ? bottom - ((psnr - y0) / (cut - y0)) * (bottom - broken)
+    : broken - ((psnr - cut) / (y1 - cut)) * band);
+  return { y0, y1, cut, y };
 }
 
 function drawn(shown, chosen, width, tell) {
@@ -94,27 +111,33 @@ function drawn(shown, chosen, width, tell) {
   const links = front.map((point) => pointLink(point, { scale, study, best, chosen, tell }));
   const current = Math.max(0, front.findIndex((point) => point.policy.id === (chosen ?? best)));
   links.forEach((link, index) => link.setAttribute("tabindex", index === current ? "0" : "-1"));
-  const go = (event) => {
-    const at = links.indexOf(event.target.closest("a"));
-    if (at < 0) return;
-    if (event.key === " ") links[at].dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
-    else if (event.key in KEYS) links[Math.min(links.length - 1, Math.max(0, at + KEYS[event.key]))].focus();
-    else if (event.key === "Home") links[0].focus();
-    else if (event.key === "End") links.at(-1).focus();
-    else return;
-    event.preventDefault();
-  };
-  const moved = (event) => {
-    const to = event.target.closest("a");
-    links.forEach((link) => link.setAttribute("tabindex", link === to ? "0" : "-1"));
-  };
   return svg("svg", {
-    width, height: scale.height, viewBox: `0 0 ${width} ${scale.height}`, role: "group", onkeydown: go, onfocusin: moved,
+    width, height: scale.height, viewBox: `0 0 ${width} ${scale.height}`, role: "group",
     "aria-label": `Pareto front of ${front.length} policies, fastest first: latency, ${latencyKind(study)}, against worst-prompt PSNR`,
   },
-  floorOf(scale), axes(scale, study, width), boundOf(scale, bound),
+  floorOf(scale), axes(scale, study, width), boundOf(scale, bound, front),
   svg("g", { class: "others", "aria-hidden": "true" }, others.map((trial) => other(trial, scale))),
   staircase(front, scale), links);
+}
+
+/** The keys go from point to point; a listener on the drawing itself would make that a stop of Tab, too. */
+function go(event) {
+  const links = [...event.currentTarget.querySelectorAll("a")];
+  const at = links.indexOf(event.target.closest("a"));
+  if (at < 0) return;
+  if (event.key === " ") links[at].dispatchEvent(new MouseEvent("click", { bubbles: true, cancelable: true }));
+  else if (event.key in KEYS) links[Math.min(links.length - 1, Math.max(0, at + KEYS[event.key]))].focus();
+  else if (event.key === "Home") links[0].focus();
+  else if (event.key === "End") links.at(-1).focus();
+  else return;
+  event.preventDefault();
+}
+
+/** Tab comes back to the point that it left. */
+function stay(event) {
+  for (const link of event.currentTarget.querySelectorAll("a")) {
+    link.setAttribute("tabindex", link === event.target.closest("a") ? "0" : "-1");
+  }
 }
 
 function floorOf({ floor, box, y }) {
@@ -125,17 +148,24 @@ function floorOf({ floor, box, y }) {
     svg("text", { x: box.right - 4, y: box.top - 6, "text-anchor": "end" }, `noise floor: ${decibels(floor)}`));
 }
 
-function boundOf({ box, y }, bound) {
+function boundOf({ box, x, y }, bound, front) {
   if (bound === null) return null;
+  const [wide, high] = [120, 20];
+  const covered = ([left, top]) => front.filter((point) => {
+    const [across, up] = [x(point.latency.relative) - left, y(worstPsnr(point)) - top];
+    return across > -6 && across < wide + 6 && up > -6 && up < high + 6;
+  }).length;
+  const places = [box.left + 4, box.right - wide].flatMap((left) => [y(bound) - high, y(bound)].map((top) => [left, top]));
+  const [left, top] = places.sort((one, other) => covered(one) - covered(other))[0]; // where it hides fewest points
   return svg("g", { class: "bound" },
     svg("line", { x1: box.left, x2: box.right, y1: y(bound), y2: y(bound) }),
-    svg("text", { x: box.left + 6, y: y(bound) - 6 }, `asked for: ${bound} dB`));
+    svg("text", { x: left, y: top + 14 }, `asked for: ${bound} dB`));
 }
 
 function axes(scale, study, width) {
-  const { box, x, y, x0, x1, y0, y1, height } = scale;
+  const { box, x, y, x0, x1, y0, y1, cut, height } = scale;
   const across = ticks(x0, x1, width / 90);
-  const up = ticks(y0, Math.min(100, y1), 6);
+  const up = ticks(y0, Math.min(IDENTICAL, cut ?? y1), 6);
   const kind = study.latency_source;
   const label = width > 560 ? `Latency, % of native, ${latencyKind(study)}` : `Latency, % of native (${kind})`;
   return svg("g", { class: "axes" },
@@ -147,6 +177,11 @@ function axes(scale, study, width) {
       svg("line", { x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
       svg("text", { x: box.left - 7, y: y(value) + 4, "text-anchor": "end" }, tickText(value, up)),
     ]),
+    cut !== null && [
+      svg("text", { x: box.left - 7, y: y(IDENTICAL) + 4, "text-anchor": "end" }, IDENTICAL),
+      svg("path", { class: "break", d: `M${box.left - 6} ${y(cut) + 3}l12 -6M${box.left - 6} ${y(cut) - 3}l12 -6` }),
+      svg("text", { x: box.left + 12, y: y(cut) - 2 }, "not to scale above"),
+    ],
     svg("text", { class: "label", x: (box.left + box.right) / 2, y: height - 8, "text-anchor": "middle" }, label),
     svg("text", { class: "label", x: 4, y: 16 }, "Worst-prompt PSNR, dB"));
 }

@@ -4,7 +4,8 @@ import { getJson, orWithout, ROOT } from "./api.js";
 import { fill, h, row, table } from "./dom.js";
 import { engineText, latencyKind, moment, requirementText, workloadText } from "./format.js";
 
-const STATES = ["running", "queued", "finished", "interrupted", "failed", "unproven", "cancelled"];
+const STATES = ["running", "finished", "interrupted", "failed", "unproven"];
+const OF_JOBS = ["queued", "cancelled", "failed"]; // in which no worker may have opened a study yet
 const COLUMNS = [
   ["Study", "name"], ["State", "text"], ["Measured", "number"], ["Asked for", "text"], ["Latency", "text"],
   ["Workload", "text"], ["Engine", "text"], ["Last figure", "text"],
@@ -13,13 +14,13 @@ const COLUMNS = [
 export async function showStudies(place, { query, signal }) {
   const [state, model] = [query.get("state") || "", query.get("model") || ""];
   const asked = new URLSearchParams({ limit: 20, ...(state && { state }), ...(model && { model }) });
-  const [page, queue] = await Promise.all([
-    state === "queued" ? { studies: [] } : getJson(`${ROOT}/studies?${asked}`, signal), // no worker has opened those
-    state && state !== "queued" ? { jobs: [] } : orWithout(getJson(`${ROOT}/jobs?state=queued`, signal), { jobs: [] }),
+  const [page, asking] = await Promise.all([
+    !state || STATES.includes(state) ? getJson(`${ROOT}/studies?${asked}`, signal) : { studies: [] },
+    !state || OF_JOBS.includes(state) ? jobs(state || "queued", signal) : [],
   ]);
   const opened = new Set(page.studies.map((study) => study.id));
-  const waiting = queue.jobs.filter((job) => !opened.has(job.id) && (!model || job.model === model));
-  const list = table("Studies", COLUMNS, waiting.map(queuedCells));
+  const waiting = asking.filter((job) => !opened.has(job.id) && (!model || job.model === model));
+  const list = table("Studies", COLUMNS, waiting.map(jobCells));
   list.classList.add("cards");
   const more = h("button", { type: "button" }, "Show more");
   const add = (found) => {
@@ -40,6 +41,9 @@ export async function showStudies(place, { query, signal }) {
   return { title: "Studies" };
 }
 
+const jobs = async (state, signal) =>
+  (await orWithout(getJson(`${ROOT}/jobs?state=${state}&limit=100`, signal), { jobs: [] })).jobs;
+
 function nothing(filtered) {
   if (filtered) return h("p", { class: "hint" }, "No study is like that.");
   return h("p", { class: "hint" }, "No study is stored yet. ", h("code", {}, "fa-tune run --model MODEL --prompt TEXT"), " makes one.");
@@ -52,11 +56,11 @@ function filters(state, model) {
     location.hash = given.length ? `#/?${new URLSearchParams(given)}` : "#/";
   };
   return h("form", { class: "controls", onsubmit: filter },
-    h("label", { for: "state" }, "State"),
-    h("select", { id: "state", name: "state" }, h("option", { value: "" }, "any"),
-      STATES.map((each) => h("option", { value: each, selected: each === state }, each))),
-    h("label", { for: "model" }, "Model"),
-    h("input", { id: "model", name: "model", value: model, autocomplete: "off", spellcheck: "false", placeholder: "any" }),
+    h("span", { class: "pair" }, h("label", { for: "state" }, "State"), h("select", { id: "state", name: "state" }, h("option", { value: "" }, "any"),
+      [...new Set([...STATES, ...OF_JOBS])].map((each) => h("option", { value: each, selected: each === state }, each)))),
+    h("span", { class: "pair" }, h("label", { for: "model" }, "Model"), h("input", {
+      id: "model", name: "model", value: model, autocomplete: "off", spellcheck: "false", placeholder: "any",
+    })),
     h("button", {}, "Filter"));
 }
 
@@ -75,7 +79,7 @@ function cells(study) {
   ];
 }
 
-function queuedCells(job) {
+function jobCells(job) {
   return [
     h("a", { href: `#/studies/${job.id}` }, job.study), stateBadge(job.state),
     "–", "–", "–", job.model || "–", "–", job.created ? moment(job.created) : "–",

@@ -4,7 +4,7 @@ import { getAll, getJson, orWithout, studyPath } from "./api.js";
 import { facts, fill, h, table } from "./dom.js";
 import { count, decibels, engineText, latencyKind, moment, percent, requirementText, workloadText, worstPsnr } from "./format.js";
 import { heat } from "./heat.js";
-import { ALIVE, live } from "./live.js";
+import { ALIVE, live, standing } from "./live.js";
 import { plot } from "./plot.js";
 import { policyCard, policyDetails } from "./policy.js";
 import { stateBadge } from "./studies.js";
@@ -13,7 +13,7 @@ import { stateBadge } from "./studies.js";
 export async function showStudy(place, { id, policy, signal }) {
   const study = await getJson(studyPath(id), signal);
   if (!study.workload) return waiting(place, study, signal);
-  const view = new StudyView(study.id, signal);
+  const view = new StudyView(id, signal);
   await view.load();
   fill(place, view.parts());
   view.choose(policy, false);
@@ -30,14 +30,14 @@ export async function showStudy(place, { id, policy, signal }) {
 /** A study that was asked for, and that no worker has opened yet. */
 function waiting(place, study, signal) {
   const again = async () => {
-    const newer = await orWithout(getJson(studyPath(study.id), signal), study);
-    if (newer.workload) window.dispatchEvent(new HashChangeEvent("hashchange"));
-    else if (progress) progress.tell(newer);
+    const newer = await getJson(studyPath(study.id), signal);
+    if (newer.workload || newer.state !== study.state) window.dispatchEvent(new HashChangeEvent("hashchange"));
   };
   const progress = ALIVE.has(study.state) ? live(study, again, signal) : null;
   fill(place,
     h("h1", { tabindex: -1 }, study.study, " ", stateBadge(study.state)),
-    h("p", { class: "hint" }, study.reason || (progress ? "No worker has opened it yet." : "It was never opened by a worker.")),
+    h("p", { class: "hint" }, progress ? "No worker has begun it yet." : "No worker has begun it."),
+    facts([["Model", study.job.model], ["Reason", study.reason || null], ["Asked for", moment(study.job.created)]]),
     progress && progress.element);
   return { title: study.study };
 }
@@ -54,11 +54,13 @@ class StudyView {
   }
 
   async load() {
-    const [study, trials, sensitivity] = await Promise.all([
+    const [{ job }, found, trials, sensitivity] = await Promise.all([
+      getJson(studyPath(this.id), this.signal),
       getJson(`${studyPath(this.id)}/front`, this.signal),
       getAll(`${studyPath(this.id)}/trials`, "trials", this.signal),
       orWithout(getJson(`${studyPath(this.id)}/sensitivity`, this.signal), null),
     ]);
+    const study = { ...found, ...standing({ ...found, job }) };
     Object.assign(this, { study, trials });
     this.native = trials.find((trial) => trial.policy.native)?.policy.id;
     fill(this.head, head(study));
@@ -160,7 +162,7 @@ function head(study) {
 }
 
 const COLUMNS = [
-  ["Policy", "text"], ["Gain", "number"], ["Worst PSNR", "number"], ["SSIM", "number"], ["Quantized", "number"],
+  ["Policy", "prose"], ["Gain", "number"], ["Worst PSNR", "number"], ["SSIM", "number"], ["Quantized", "number"],
   ["Meets", "text"], ["Held out", "text"], ["From", "text"],
 ];
 
