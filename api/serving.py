@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable
 
 import uvicorn
@@ -16,6 +17,8 @@ from .access import is_loopback
 from .app import create_app
 
 GRACE_SECONDS = 10  # for what is being answered, after a signal
+# how long a thread that computes keeps the others waiting: short answers are not to wait for a long one
+SWITCH_SECONDS = 0.001
 
 
 def serve(settings: ServiceSettings, announce: Callable[[str], None]) -> None:
@@ -31,6 +34,7 @@ def serve(settings: ServiceSettings, announce: Callable[[str], None]) -> None:
                 f"{settings.host} can be reached from elsewhere, and no key was created: "
                 "`fa-tune keys create NAME --scope admin` makes one; or serve on 127.0.0.1"
             )
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _listening(settings.host, settings.port) as listener:
         # uvicorn's log: what went wrong, to stderr, without addresses and queries of the requests
         config = uvicorn.Config(
