@@ -11,7 +11,7 @@ OMNI := .venv-omni
 EMULATED := tests/omni/emulated_npu
 IN_OMNI := PYTHONPATH=$(CURDIR)/$(EMULATED)/startup FA_TUNE_EMULATE_NPU=1
 
-.PHONY: demo test test-slow test-omni bench-omni bench-search check format openapi bench clean
+.PHONY: demo test test-slow test-omni bench-omni bench-search bench-service check format openapi bench clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "fa-tune needs Python 3.11 or newer")'
@@ -71,6 +71,10 @@ openapi: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench_operator.py
 	$(BIN)/python benchmarks/bench_trial.py
+
+# about six minutes; PostgreSQL is the tests' (FA_TUNE_TEST_POSTGRES)
+bench-service: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench_service.py
 
 # twenty to forty minutes; the picture goes to docs
 bench-search: $(VENV)/.installed

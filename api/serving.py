@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -19,6 +20,8 @@ from .app import create_app
 from .security import GuardedApp
 
 GRACE_SECONDS = 10  # for what is being answered, after a signal
+# how long a thread that computes keeps the others waiting: short answers are not to wait for a long one
+SWITCH_SECONDS = 0.001
 
 
 def serve(
@@ -40,6 +43,7 @@ def serve(
                 f"{settings.host} can be reached from elsewhere, and no key was created: "
                 "`fa-tune keys create NAME --scope admin` makes one; or serve on 127.0.0.1"
             )
+    sys.setswitchinterval(SWITCH_SECONDS)
     with _listening(settings.host, settings.port) as listener:
         app = create_app(settings)
         # uvicorn's log: what went wrong, to stderr, without addresses and queries of the requests

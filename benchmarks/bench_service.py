@@ -137,7 +137,6 @@ def measure(kind: str, seconds: float, turns: int, latencies: Table, throughputs
             questions = Questions(filling, secret)
             with service(url) as address:
                 warmed = checked(closed_loop(address, iter(questions.pool), 1, 120))
-                print(warmed.seconds, percentile(warmed, 50), percentile(warmed, 90), warmed.statuses)
                 with growing(url, ADDED_EVERY):
                     load = checked(open_loop(address, questions.mixed(), RATE, seconds))
                 p99 = percentile(load, 99)

@@ -22,7 +22,7 @@ BY_NAME = sa.select(studies.c.name, studies.c.state, studies.c.target, studies.c
 
 
 def application(url: str) -> FastAPI:
-    app, engine = FastAPI(), sa.create_engine(parse(url))
+    app, engine = FastAPI(), sa.create_engine(parse(url), pool_size=40)  # as many as there are threads
 
     @app.get("/study")
     def study(name: str) -> dict[str, Any]:

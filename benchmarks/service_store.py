@@ -103,10 +103,6 @@ def fill(url: str, filling: Filling) -> None:
                 _check(store, spec)
                 written[spec.workload.steps] = key
         with opened.writing() as connection:
-            if opened.engine.dialect.name == "postgresql":
-                last = sa.select(sa.func.max(evaluations.c.id)).scalar_subquery()
-                sequence = sa.func.pg_get_serial_sequence(evaluations.name, "id")
-                connection.execute(sa.select(sa.func.setval(sequence, last)))
             connection.exec_driver_sql("ANALYZE")
         opened.close()
 
@@ -160,6 +156,10 @@ def _copy(connection: sa.Connection, source: int, study: int) -> None:
     columns = [cases.c.evaluation_id + moved, *(c for c in cases.c if c is not cases.c.evaluation_id)]
     copied = sa.select(*columns).join(evaluations).where(evaluations.c.study_id == source)
     connection.execute(cases.insert().from_select([c.name for c in cases.c], copied))
+    if connection.dialect.name == "postgresql":  # whose sequence has not seen these ids
+        last = sa.select(sa.func.max(evaluations.c.id)).scalar_subquery()
+        sequence = sa.func.pg_get_serial_sequence(evaluations.name, "id")
+        connection.execute(sa.select(sa.func.setval(sequence, last)))
 
 
 def _check(store: Store, spec: StudySpec) -> None:

@@ -30,7 +30,7 @@ class Lines:
     """A `tuning.Observer` that says a line of whatever happens."""
 
     def __init__(self, request: TuneRequest, say: Callable[[str], None], stop: Callable[[], bool]) -> None:
-        self._request, self._say, self.stop_requested = request, say, stop
+        self._request, self._say, self._asked_to_stop = request, say, stop
 
     def opened(self, description: Description, policies: int) -> None:
         self._say(
@@ -57,6 +57,9 @@ class Lines:
 
     def note(self, text: str) -> None:
         self._say(text)
+
+    def stop_requested(self) -> bool:
+        return self._asked_to_stop()
 
 
 class LiveProgress(Lines):

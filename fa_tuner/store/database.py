@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.store.failures import shown, told
@@ -27,8 +27,9 @@ _SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for ser
 class Database:
     """An open database. Safe to use from several threads; a fork must open its own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, glances: Engine | None = None) -> None:
+        """`glances` is another engine for `glance`, where a transaction costs too much for that."""
+        self.engine, self._glances = engine, glances or engine
         self.shown = shown(engine.url)
         self._is_sqlite = engine.dialect.name == "sqlite"
         # All statements of one reading see one moment; in SQLite every transaction does.
@@ -61,7 +62,7 @@ class Database:
             try:
                 if engine.dialect.name == "sqlite":
                     _use_wal(engine, timeout_seconds)
-                database = cls(engine)
+                database = cls(engine, None if engine.dialect.name == "sqlite" else _autocommitting(parsed))
                 database._prepare()
             except BaseException:
                 engine.dispose()
@@ -77,6 +78,24 @@ class Database:
         """
         with told(self.engine.url), self._reader.connect() as connection, connection.begin():
             yield connection
+
+    def glance(self, statement: sa.Select[Any], values: dict[str, Any]) -> Sequence[sa.Row[Any]]:
+        """The rows of one statement, which by itself sees one moment: one round trip.
+
+        Raises:
+            StoreError: the database failed.
+        """
+        with told(self.engine.url):
+            try:
+                return self._glanced(statement, values)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                return self._glanced(statement, values)  # the server was restarted; its old connections are gone now
+
+    def _glanced(self, statement: sa.Select[Any], values: dict[str, Any]) -> Sequence[sa.Row[Any]]:
+        with self._glances.connect() as connection:
+            return connection.execute(statement, values).all()
 
     @contextmanager
     def writing(self, serial: bool = False, fenced: bool = True) -> Iterator[Connection]:
@@ -107,6 +126,7 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+        self._glances.dispose()
 
     def _prepare(self) -> None:
         with self.reading() as connection:
@@ -189,9 +209,7 @@ def _postgres(url: URL, timeout_seconds: float) -> Engine:
             f"the store {shown(url)} needs the PostgreSQL driver, which is not installed; "
             "pip install 'fa-tune[postgres]'"
         ) from error
-    arguments: dict[str, Any] = {"application_name": "fa-tune", "connect_timeout": CONNECT_SECONDS}
-    arguments = {key: value for key, value in arguments.items() if key not in url.query}
-    engine = sa.create_engine(url, connect_args=arguments, pool_pre_ping=True, hide_parameters=True)
+    engine = sa.create_engine(url, connect_args=_arguments(url), pool_pre_ping=True, hide_parameters=True)
 
     @sa.event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
@@ -201,6 +219,19 @@ def _postgres(url: URL, timeout_seconds: float) -> Engine:
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_SECONDS * 1000}")
 
     return engine
+
+
+def _autocommitting(url: URL) -> Engine:
+    """Whose connections neither begin transactions nor are tried before they are used."""
+    return sa.create_engine(
+        url, connect_args=_arguments(url), isolation_level="AUTOCOMMIT", pool_size=10, max_overflow=5,
+        hide_parameters=True,
+    )  # fmt: skip
+
+
+def _arguments(url: URL) -> dict[str, Any]:
+    known: dict[str, Any] = {"application_name": "fa-tune", "connect_timeout": CONNECT_SECONDS}
+    return {key: value for key, value in known.items() if key not in url.query}
 
 
 def _revision(connection: Connection) -> str | None:

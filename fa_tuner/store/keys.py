@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -134,8 +135,7 @@ class Keys:
         if not _can_be_secret(secret):
             return None
         digest = _digest(secret)
-        with self._database.reading() as connection:
-            return _usable(connection.execute(_BY_SECRET, {"digest": digest}).one_or_none(), digest)
+        return _usable(self._database.glance(_BY_SECRET, {"digest": digest}), digest)
 
     def is_usable(self, id: str) -> bool:
         """Whether there is such a key, and it is not revoked."""
@@ -164,9 +164,7 @@ class Keys:
         if not _can_be_secret(secret):
             return None
         digest = _digest(secret)
-        with self._database.reading() as connection:
-            asked = {"digest": digest, "now": datetime.now(UTC)}
-            return _usable(connection.execute(_BY_SESSION, asked).one_or_none(), digest)
+        return _usable(self._database.glance(_BY_SESSION, {"digest": digest, "now": datetime.now(UTC)}), digest)
 
     def end_session(self, secret: str) -> None:
         """Nothing happens where there is none."""
@@ -175,8 +173,9 @@ class Keys:
                 connection.execute(sessions.delete().where(sessions.c.digest == _digest(secret)))
 
 
-def _usable(row: Row[*tuple[Any, ...]] | None, digest: str) -> Key | None:
+def _usable(found: Sequence[Row[Any]], digest: str) -> Key | None:
     """An index finds the digest, in a time that says nothing of the secret; the comparison that counts is ours."""
+    row = found[0] if found else None
     if row is None or row.revoked is not None or not hmac.compare_digest(row.held, digest):
         return None
     return _key_of(row)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from fa_tuner.domain.policy import NATIVE
 from fa_tuner.domain.study import Evaluation, Study
 from fa_tuner.store import rows
+from fa_tuner.store.database import Database
 from fa_tuner.store.evaluations import EVALUATIONS, with_cases
 from fa_tuner.store.schema import evaluations, studies, workloads
 from fa_tuner.store.studies import STUDIES, of_model
@@ -56,11 +57,11 @@ class EvaluationPage:
     last: int | None
 
 
-def stamps(connection: Connection, by: Literal["model", "name"], wanted: str) -> tuple[Stamp, ...]:
+def stamps(database: Database, by: Literal["model", "name"], wanted: str) -> tuple[Stamp, ...]:
     """Newest first; every writing of a figure moves `updated`, and all that is said of a study is in its row."""
     if not rows.is_text(wanted):
         return ()
-    return tuple(Stamp(row[0], tuple(row)) for row in connection.execute(_BY[by], {"wanted": wanted}))
+    return tuple(Stamp(row[0], tuple(row)) for row in database.glance(_BY[by], {"wanted": wanted}))
 
 
 def study_page(

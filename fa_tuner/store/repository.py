@@ -116,15 +116,14 @@ class Store:
         Raises:
             NotFoundError: there is no such study.
         """
+        if found := pages.stamps(self._database, "name", name):
+            return found[0]
         with self._database.reading() as connection:
-            if found := pages.stamps(connection, "name", name):
-                return found[0]
             raise studies.missing(connection, name)
 
     def stamps(self, model: str) -> tuple[Stamp, ...]:
         """Of the studies of a model, newest first."""
-        with self._database.reading() as connection:
-            return pages.stamps(connection, "model", model)
+        return pages.stamps(self._database, "model", model)
 
     def set_state(self, name: str, state: StudyState, reason: str = "") -> None:
         """Say how the study stands, and why.

@@ -75,7 +75,7 @@ def test_ready_as_long_as_a_worker_lives(settings: ServiceSettings) -> None:
         connection.execute(workers.update().values(heartbeat=long_ago))
     problem(service.get("/readyz"), 503, "service-unavailable")
     assert figures(service)["fa_tune_workers"][()] == 0
-    assert jobs.beat(bob)
+    assert jobs.beat(bob, "y")
     assert service.get("/readyz").status_code == 200
     database.close()
 

@@ -118,3 +118,13 @@ def test_a_study_without_evaluations_and_one_that_is_gone(store: Store) -> None:
     store.delete_study("second")
     with pytest.raises(NotFoundError, match="second"):
         store.reading("second", later)
+
+
+def test_a_glance_takes_another_connection_where_its_own_was_closed(store: Store) -> None:
+    if store._database.engine.dialect.name == "sqlite":
+        pytest.skip("no server that could close one")
+    for _ in range(2):
+        ((pid,),) = store._database.glance(sa.select(sa.func.pg_backend_pid()), {})
+        with store._database.writing() as connection:
+            assert connection.scalar(sa.select(sa.func.pg_terminate_backend(pid, 5000)))
+        assert store.stamp("first").name == "first"

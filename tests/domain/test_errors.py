@@ -20,6 +20,8 @@ EXIT_CODES = {  # docs and scripts rely on these
     "ThresholdError": 2,
     "NotFoundError": 3,
     "ConflictError": 4,
+    "OtherEnvironmentError": 4,
+    "LeaseLostError": 4,
     "EngineError": 5,
     "NothingQualifiesError": 6,
     "NotQuantizedError": 7,
