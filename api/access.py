@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.datastructures import Headers
@@ -108,6 +109,10 @@ class Access:
         self._asked = time.monotonic()
         return self._created
 
+    def was_right(self, secret: str) -> bool:
+        """Whether it was that of a key when it was last asked for."""
+        return _digest(secret) in self._right
+
     def identify(self, given: Credentials, address: str) -> Caller | None:
         """Who that is; None for nobody. A session that has ended is nobody, not an attempt to guess one.
 
@@ -139,7 +144,7 @@ class Access:
             self.keys.touch(key.id)
 
     def _checked(self, secret: str, address: str) -> Key:
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(secret)
         if digest not in self._right and (wait := self._throttle.wait(address)):
             raise TooManyWrongKeys(wait)
         if (key := self.keys.check(secret)) is None:
@@ -178,12 +183,17 @@ class Throttle:
                 del self._wrong[next(iter(self._wrong))]
 
 
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine is called so."""
     address = address_of(host)
     return host.lower() == "localhost" if address is None else address.is_loopback
 
 
+@lru_cache(maxsize=256)  # asked with every request
 def address_of(host: str) -> IPv4Address | IPv6Address | None:
     """The address that a host is written as; None for a name."""
     try:

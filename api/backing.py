@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from fastapi import Depends, Path, Request
+from starlette.concurrency import run_in_threadpool
 
 from fa_tuner.domain.errors import NotFoundError
 from fa_tuner.domain.study import Evaluation, Recommendation
+from fa_tuner.recommend.matching import Question
 from fa_tuner.recommend.memory import Memory
 from fa_tuner.report.documents import recommendation_document
 from fa_tuner.settings import ServiceSettings
@@ -22,8 +24,7 @@ from fa_tuner.store.repository import Store
 from . import schemas
 from .links import recommendation_links
 from .stills import Stills
-
-MOST_NAMES = 10_000
+from .turns import Turns
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Backing:
         self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
         self.stills = Stills(lambda *name: self.artifacts.frames(*name))
-        self._names: dict[str, str] = {}
+        self._stamps = Turns[tuple[Any, ...]]()
 
     @property
     def database(self) -> Database:
@@ -88,6 +89,20 @@ class Backing:
                 self._memory = Memory(store, Answer.of)
             return self._memory
 
+    async def recommend(self, question: Question, allow_nearest: bool) -> Answer:
+        """As `Memory.recommend`; those who ask about one model at once share the look whether anything changed.
+
+        Raises:
+            NoMatchError, NothingQualifiesError, ThresholdError, NotQuantizedError: as `question.recommend`.
+            StoreError: the store cannot be opened, or failed.
+        """
+        model = question.model
+        stamps = await self._stamps.get(model, lambda: self.memory.stamps(model))
+        known = self.memory.known(question, allow_nearest, stamps)
+        if known is None:
+            known = await run_in_threadpool(self.memory.recommend, question, allow_nearest, stamps)
+        return known
+
     @property
     def artifacts(self) -> Artifacts:
         """
@@ -101,16 +116,12 @@ class Backing:
             return self._artifacts
 
     def name_of(self, study_id: str) -> str:
-        """The name of a study by its id, looked for once: a name has one id for ever.
+        """The name of a study by its id.
 
         Raises:
             NotFoundError: there is no such study.
         """
-        if (known := self._names.get(study_id)) is None:
-            known = self.store.name_of(study_id)
-            if len(self._names) < MOST_NAMES:
-                self._names[study_id] = known
-        return known
+        return self.store.name_of(study_id)
 
     def evaluation(self, name: str, policy_id: str) -> Evaluation:
         """Of the policy with this id: what a client sends is only compared.
@@ -131,7 +142,7 @@ class Backing:
             self._database = self._memory = None
 
 
-def backing_of(request: Request) -> Backing:
+async def backing_of(request: Request) -> Backing:
     backing: Backing = request.app.state.backing
     return backing
 

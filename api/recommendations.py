@@ -85,10 +85,10 @@ router = APIRouter(prefix=ROOT, tags=["recommendations"])
         404: {"model": schemas.NoMatch | schemas.Problem, "description": "No study matches, or no policy qualifies"},
     },
 )
-def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> Response:
+async def recommendations(query: Annotated[RecommendationQuery, Query()], backing: Backed) -> Response:
     """Answered from what is stored. Among several matching studies a finished one counts before others, then one whose
     policy passed on held-out prompts, then more prompts, then newer figures."""
-    answer = backing.memory.recommend(query.question(), query.allow_nearest)
+    answer = await backing.recommend(query.question(), query.allow_nearest)
     return Response(answer.as_of(datetime.now(UTC)), media_type="application/json")
 
 

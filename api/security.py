@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +28,7 @@ from .login import MOST_BYTES, is_form, login_form, message_for, sent_key, wants
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
+from .turns import Turns
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 KEYS = "/api/v1/keys"
@@ -42,6 +44,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]  # as ASGI has them
 
 
 class GuardedApp(FastAPI):
@@ -80,6 +84,7 @@ class Guard:
         self._near = is_loopback(settings.host)
         self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
         self._touching: set[str] = set()
+        self._identifying = Turns[Caller | None]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -97,9 +102,9 @@ class Guard:
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = list(message.get("headers", ()))
+                given = {name for name, _ in headers}
+                message["headers"] = headers + [each for each in RAW_HEADERS if each[0] not in given]
             await send(message)
 
         try:
@@ -156,7 +161,7 @@ class Guard:
             return Caller(None)
         address = (scope.get("client") or ("", 0))[0]
         try:
-            found = await run_in_threadpool(self.access.identify, given, address)
+            found = await self._identified(given, address)
         except WrongKey:
             raise _unauthorized("this is no key, or a revoked one", "invalid_token") from None
         except TooManyWrongKeys as error:
@@ -170,6 +175,13 @@ class Guard:
         if near and not await run_in_threadpool(self.access.created):
             return Caller(None)
         raise _unauthorized("this needs a key: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    async def _identified(self, given: Credentials, address: str) -> Caller | None:
+        """As `Access.identify`; who brings the same key at once is looked up once, but each guess at one counts."""
+        look = partial(self.access.identify, given, address)
+        if given.secret is not None and not self.access.was_right(given.secret):
+            return await run_in_threadpool(look)
+        return await self._identifying.get((given, address), look)
 
     def _touch(self, caller: Caller) -> None:
         key = caller.key

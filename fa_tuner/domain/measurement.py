@@ -33,7 +33,7 @@ def psnr_of_mse(mse: float) -> float:
     return IDENTICAL_DB if mse <= 0 else min(IDENTICAL_DB, 10 * math.log10(255.0**2 / mse))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaseQuality:
     """A candidate's frames against the baseline's, for one case. `metrics` has a finite number for each of
     `METRICS`; `identical` says that not one sample differs (then PSNR is `IDENTICAL_DB`)."""
@@ -43,12 +43,16 @@ class CaseQuality:
     identical: bool = False
 
     def __post_init__(self) -> None:
-        for name in METRICS:
-            value = self.metrics.get(name)
-            if value is None or not math.isfinite(value):
-                raise ValueError(
-                    f"metric {name} is {value} for prompt {self.case.prompt[:40]!r}; it must be a finite number"
-                )
+        metrics = self.metrics
+        try:
+            if all(map(math.isfinite, map(metrics.__getitem__, METRICS))):
+                return
+        except (KeyError, TypeError):
+            pass
+        name = next(n for n in METRICS if (v := metrics.get(n)) is None or not math.isfinite(v))
+        raise ValueError(
+            f"metric {name} is {metrics.get(name)} for prompt {self.case.prompt[:40]!r}; it must be a finite number"
+        )
 
     @classmethod
     def of_identical(cls, case: Case) -> CaseQuality:
@@ -89,7 +93,7 @@ def aggregate(cases: Iterable[CaseQuality], metric: str, how: Aggregate) -> floa
     return math.fsum(values) / len(values)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Latency:
     """Denoising time of a policy.
 
@@ -120,7 +124,7 @@ class Latency:
         return 1.0 - self.relative
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """What the call counter proved: attention calls seen, by dtype, over all cases of a measurement."""
 
@@ -204,7 +208,8 @@ class Requirement:
         return {str(c): c.violation(aggregate(seen, c.metric, self.aggregate)) for c in self.constraints}
 
     def met_by(self, cases: Iterable[CaseQuality]) -> bool:
-        return all(value <= 0 for value in self.violations(cases).values())
+        seen = tuple(cases)
+        return all(c.violation(aggregate(seen, c.metric, self.aggregate)) <= 0 for c in self.constraints)
 
     def beside(self, other: Requirement) -> Requirement:
         """This one, with the PSNR bound of `other` where it has none of its own: a further bound on something else
@@ -230,7 +235,7 @@ class Requirement:
         return f"{', '.join(map(str, self.constraints))} ({self.aggregate} {of})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """All that was measured of one policy. `holdout` is empty until the policy was checked on held-out prompts.
     `seconds` is the wall-clock cost of measuring it; `detail` holds what the engine's own clock showed, which is no

@@ -43,7 +43,7 @@ class Grid:
         return f"{self.steps} steps x {len(self.layers)} layers"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SkipPolicy:
     """A dtype for self-attention, and the steps and layers kept native (their union: a call is native if its
     step or its layer is skipped). The quantized cells are therefore always a rectangle."""

@@ -13,7 +13,7 @@ MAX_TOKENS = 512
 _TOKEN = re.compile(r"[ ]*([0-9]{1,4})[ ]*(?:-[ ]*([0-9]{1,4})[ ]*)?", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SkipSelector:
     """A set of zero-based indices to keep native, ascending and without repeats."""
 

@@ -107,7 +107,7 @@ class Study:
     baseline: Baseline | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One policy of one study, measured once. A failed one has no measurement but a reason.
     `number` counts from 0 in the order of evaluation."""

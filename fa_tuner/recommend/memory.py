@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
-from fa_tuner.domain.errors import FaTuneError
+from fa_tuner.domain.errors import FaTuneError, NotFoundError
+from fa_tuner.domain.measurement import Requirement
 from fa_tuner.domain.study import Evaluation, Recommendation, Study
 from fa_tuner.recommend.matching import NoMatchError, Question
-from fa_tuner.recommend.question import REFUSALS, Studies, recommend
+from fa_tuner.recommend.question import REFUSALS, Studies, recommend, recommend_from
 
-MOST_EVALUATIONS = 40_000  # some 5 KB each
+MOST_EVALUATIONS = 120_000  # some 4.5 KB each
 MOST_STUDIES = 10_000
+MOST_BY_NAME = 5  # studies of a model that are read one by one
 MOST_ANSWERS = 10_000
 T = TypeVar("T")
 A = TypeVar("A")
@@ -27,10 +30,18 @@ class Stamp(Protocol):
     def __hash__(self) -> int: ...
 
 
+class Reading(Protocol):
+    """A study's evaluations; see `store.evaluations.Reading`."""
+
+    @property
+    def evaluations(self) -> list[Evaluation]: ...
+
+
 class Stamped(Studies, Protocol):
     """What this module needs of the store."""
 
     def study(self, name: str) -> Study: ...
+    def reading(self, name: str, before: Any = None) -> Any: ...
     def stamp(self, name: str) -> Any: ...
     def stamps(self, model: str) -> tuple[Any, ...]: ...
 
@@ -45,8 +56,9 @@ class Memory(Generic[A]):
     def __init__(self, store: Stamped, render: Callable[[Recommendation], A]) -> None:
         """Recommendations are kept as `render` gives them."""
         self._store, self._render, self._working = store, render, threading.Lock()
-        self._studies = _Latest[tuple[Study, ...]](MOST_STUDIES)
-        self._evaluations = _Latest[list[Evaluation]](MOST_EVALUATIONS)
+        self._studies = _Latest[Study](MOST_STUDIES)
+        self._readings = _Latest[tuple[Stamp, Reading]](MOST_EVALUATIONS)  # by the study's name
+        self._found = _Latest[Recommendation | FaTuneError](MOST_ANSWERS)  # of single studies
         self._answers = _Latest[A | FaTuneError](MOST_ANSWERS)
         self._checked = _Latest[bool](MOST_STUDIES)
 
@@ -57,24 +69,28 @@ class Memory(Generic[A]):
             NotFoundError: there is none of that name.
         """
         stamp = self._store.stamp(name)
-        key = "study", stamp
-        if (known := self._studies.get(key)) is None:
-            known = (self._store.study(name),)
-            self._studies.put(key, known, 1)
-        return known[0], self.evaluations(stamp)
+        return self._study(stamp), self.evaluations(stamp)
 
     def evaluations(self, stamp: Stamp) -> list[Evaluation]:
-        if (known := self._evaluations.get(stamp)) is None:
-            known = self._store.evaluations(stamp.name)
-            self._evaluations.put(stamp, known, len(known))
-        return known
+        """Of a study that grows only what is new is read."""
+        held, before = self._readings.get(stamp.name) or (None, None)
+        if before is None or held != stamp:
+            before = self._store.reading(stamp.name, before)
+            self._readings.put(stamp.name, (stamp, before), len(before.evaluations))
+        return before.evaluations
 
     def studies(self, model: str, stamps: tuple[Stamp, ...]) -> list[Study]:
-        key = model, stamps
-        if (known := self._studies.get(key)) is None:
-            known = tuple(self._store.studies(model))
-            self._studies.put(key, known, len(known))
-        return list(known)
+        """Of the model, newest first; without those that are deleted just now."""
+        if len([stamp for stamp in stamps if self._studies.get(stamp) is None]) > MOST_BY_NAME:
+            read = {study.spec.name: study for study in self._store.studies(model)}
+            for stamp in stamps:
+                if stamp.name in read:
+                    self._studies.put(stamp, read[stamp.name], 1)
+        found = []
+        for stamp in stamps:
+            with suppress(NotFoundError):
+                found.append(self._study(stamp))
+        return found
 
     def is_checked(self, stamp: Stamp) -> bool:
         if (known := self._checked.get(stamp)) is None:
@@ -82,9 +98,19 @@ class Memory(Generic[A]):
             self._checked.put(stamp, known, 1)
         return known
 
-    def recommend(self, question: Question, allow_nearest: bool = False) -> A:
-        """As `question.recommend`; one short query where it was asked before and nothing was changed since."""
-        stamps = self._store.stamps(question.model)
+    def stamps(self, model: str) -> tuple[Any, ...]:
+        """What an answer about the model hangs on, as it is now: one short query."""
+        return self._store.stamps(model)
+
+    def known(self, question: Question, allow_nearest: bool, stamps: tuple[Stamp, ...]) -> A | None:
+        """As `recommend`, where the answer is in memory; else None. Asks no store."""
+        known = self._answers.get((question, allow_nearest, stamps))
+        return None if known is None else _told(known)
+
+    def recommend(self, question: Question, allow_nearest: bool = False, stamps: tuple[Stamp, ...] | None = None) -> A:
+        """As `question.recommend`, as of the `stamps` of the model, which are asked for where none are given. No more
+        is read where the same was asked before and nothing was changed since."""
+        stamps = self.stamps(question.model) if stamps is None else stamps
         key = question, allow_nearest, stamps
         if (known := self._answers.get(key)) is None:
             with self._working:  # those who ask the same at once wait for one answer
@@ -92,15 +118,33 @@ class Memory(Generic[A]):
                     known = self._worked_out(question, allow_nearest, stamps)
                     if stamps:  # of a model without studies the answer hangs on the studies of others
                         self._answers.put(key, known, 1)
-        if isinstance(known, FaTuneError):
-            raise known.with_traceback(None)
-        return known
+        return _told(known)
+
+    def answer_of(
+        self, stamp: Stamp, study: Study, requirement: Requirement | None, dtype: str | None
+    ) -> Recommendation:
+        """As `question.recommend_from`: another study's change leaves it as it is."""
+        key = stamp, requirement, dtype
+        if (known := self._found.get(key)) is None:
+            try:
+                known = recommend_from(study, self.evaluations(stamp), requirement, dtype)
+            except REFUSALS as refused:
+                known = refused.with_traceback(None)  # which would keep all that was looked at
+            self._found.put(key, known, 1)
+        return _told(known)
 
     def _worked_out(self, question: Question, allow_nearest: bool, stamps: tuple[Stamp, ...]) -> A | FaTuneError:
+        store = _AsOf(self, self._store, question.model, stamps)
         try:
-            return self._render(recommend(_AsOf(self, self._store, question.model, stamps), question, allow_nearest))
+            return self._render(recommend(store, question, allow_nearest, store.answer_of))
         except (NoMatchError, *REFUSALS) as refused:
-            return refused
+            return refused.with_traceback(None)
+
+    def _study(self, stamp: Stamp) -> Study:
+        if (known := self._studies.get(stamp)) is None:
+            known = self._store.study(stamp.name)
+            self._studies.put(stamp, known, 1)
+        return known
 
 
 class _AsOf:
@@ -112,18 +156,25 @@ class _AsOf:
         self._all = stamps
 
     def studies(self, model: str | None = None) -> list[Study]:
-        return self._memory.studies(model, self._all) if model == self._model else self._store.studies(model)
+        return self._memory.studies(self._model, self._all) if model == self._model else self._store.studies(model)
 
     def models(self) -> list[str]:
         return self._store.models()
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        stamp = self._stamps.get(name)
-        return self._store.evaluations(name) if stamp is None else self._memory.evaluations(stamp)
+        return self._memory.evaluations(self._stamps[name])
 
     def is_checked(self, name: str) -> bool:
-        stamp = self._stamps.get(name)
-        return self._store.is_checked(name) if stamp is None else self._memory.is_checked(stamp)
+        return self._memory.is_checked(self._stamps[name])
+
+    def answer_of(self, study: Study, requirement: Requirement | None, dtype: str | None) -> Recommendation:
+        return self._memory.answer_of(self._stamps[study.spec.name], study, requirement, dtype)
+
+
+def _told(known: T | FaTuneError) -> T:
+    if isinstance(known, FaTuneError):
+        raise known.with_traceback(None)
+    return known
 
 
 class _Latest(Generic[T]):
@@ -136,16 +187,17 @@ class _Latest(Generic[T]):
 
     def get(self, key: Hashable) -> T | None:
         with self._lock:
-            if key not in self._kept:
+            if (held := self._kept.get(key)) is None:
                 return None
             self._kept.move_to_end(key)
-            return self._kept[key][0]
+            return held[0]
 
     def put(self, key: Hashable, value: T, size: int) -> None:
-        """What alone is larger than the total is not kept."""
+        """In place of what was there. What alone is larger than the total is not kept."""
         size = max(size, 1)
         with self._lock:
-            if key in self._kept or size > self._most:
+            self._size -= self._kept.pop(key, (None, 0))[1]
+            if size > self._most:
                 return
             self._kept[key] = value, size
             self._size += size

@@ -10,8 +10,10 @@ newer. A study without a policy that meets the requirement is passed over.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Protocol
 
 from fa_tuner.domain.errors import NothingQualifiesError, NotQuantizedError, ThresholdError
@@ -20,6 +22,7 @@ from fa_tuner.domain.study import Difference, Evaluation, Recommendation, Study
 from fa_tuner.recommend.choice import best, candidates, check_floor, faster_by_fit
 from fa_tuner.recommend.matching import Nearest, NoMatchError, Question, distance
 
+OfStudy = Callable[[Study, Requirement | None, str | None], Recommendation]  # the last is a dtype
 NEAREST = 5
 MOST_MODELS_NAMED = 20
 REFUSALS = (NothingQualifiesError, NotQuantizedError, ThresholdError)
@@ -32,6 +35,11 @@ class Studies(Protocol):
     def models(self) -> list[str]: ...
     def evaluations(self, name: str) -> list[Evaluation]: ...
     def is_checked(self, name: str) -> bool: ...
+
+
+def answer_of(store: Studies, study: Study, requirement: Requirement | None, dtype: str | None) -> Recommendation:
+    """`recommend_from` what the store has of the study."""
+    return recommend_from(study, store.evaluations(study.spec.name), requirement, dtype)
 
 
 def recommend_from(
@@ -77,24 +85,28 @@ def chosen_by_hand(study: Study, evaluation: Evaluation, requirement: Requiremen
     return Recommendation(study, evaluation, measurement, wanted, met, notes)
 
 
-def recommend(store: Studies, question: Question, allow_nearest: bool = False) -> Recommendation:
+def recommend(
+    store: Studies, question: Question, allow_nearest: bool = False, of_study: OfStudy | None = None
+) -> Recommendation:
     """The answer of the study that the module's rule names, from what is stored; generates nothing. With
     `allow_nearest` that of the nearest study of the model where none matches, and the answer's `differences` say so.
+    `of_study` gives a study's own answer, as `answer_of` does, which is the default.
 
     Raises:
         NoMatchError: no study matches.
         NothingQualifiesError, ThresholdError, NotQuantizedError: studies match, but none has such a policy.
     """
+    answer = of_study or partial(answer_of, store)
     compared = [Nearest(study, question.differences(study)) for study in store.studies(question.model)]
     if matching := [near.study for near in compared if not near.differences]:
-        return _first_of(store, matching, question)
+        return _first_of(store, matching, question, answer)
     nearest = _by_distance(compared)
     if allow_nearest and nearest:
-        return _nearest_of(store, nearest, question)
+        return _nearest_of(nearest, question, answer)
     raise _no_match(store, question, nearest)
 
 
-def _first_of(store: Studies, matching: list[Study], question: Question) -> Recommendation:
+def _first_of(store: Studies, matching: list[Study], question: Question, answer: OfStudy) -> Recommendation:
     """By the module's rule. Studies are asked in the order in which they would win, and no more than must be."""
     refused: Exception | None = None
     finished = [study for study in matching if study.state == "finished"]
@@ -104,7 +116,7 @@ def _first_of(store: Studies, matching: list[Study], question: Question) -> Reco
             if unchecked is not None and not store.is_checked(study.spec.name):
                 continue  # could not have passed
             try:
-                found = _answer(store, study, question)
+                found = answer(study, question.requirement, question.dtype)
             except REFUSALS as error:
                 refused = refused or error
                 continue
@@ -117,13 +129,13 @@ def _first_of(store: Studies, matching: list[Study], question: Question) -> Reco
     raise refused
 
 
-def _nearest_of(store: Studies, nearest: list[Nearest], question: Question) -> Recommendation:
+def _nearest_of(nearest: list[Nearest], question: Question, answer: OfStudy) -> Recommendation:
     """Of the nearest study that has an answer."""
     refused: Exception | None = None
     for near in nearest:
         dtype = question.dtype if question.dtype in near.study.spec.dtypes else None  # else no policy would be left
         try:
-            found = _answer(store, near.study, replace(question, dtype=dtype))
+            found = answer(near.study, question.requirement, dtype)
         except REFUSALS as error:
             refused = refused or error
         else:
@@ -131,10 +143,6 @@ def _nearest_of(store: Studies, nearest: list[Nearest], question: Question) -> R
             return replace(found, notes=(note, *found.notes), differences=near.differences)
     assert refused is not None
     raise refused
-
-
-def _answer(store: Studies, study: Study, question: Question) -> Recommendation:
-    return recommend_from(study, store.evaluations(study.spec.name), question.requirement, question.dtype)
 
 
 def _ranked(studies: list[Study]) -> list[Study]:

@@ -39,7 +39,9 @@ class Artifacts:
             StoreError: a kind of URL that fsspec does not know, or whose package is missing.
         """
         try:
-            self._files, self._root = fsspec.core.url_to_fs(root, auto_mkdir=True)
+            # an object store has no folders to make, and s3fs takes no such word
+            options = {} if "://" in root and not root.startswith("file://") else {"auto_mkdir": True}
+            self._files, self._root = fsspec.core.url_to_fs(root, **options)
         except (ValueError, ImportError, OSError) as error:
             # Only the scheme: the rest may hold a password, and so may the cause.
             raise StoreError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,10 +13,76 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from fa_tuner.domain.errors import ConflictError, NotFoundError
+from fa_tuner.domain.measurement import CaseQuality
 from fa_tuner.domain.study import Evaluation
 from fa_tuner.store import rows, studies
 from fa_tuner.store.rows import Values
 from fa_tuner.store.schema import cases, evaluations
+
+MOST_BY_ID = 100  # evaluations that are looked for one by one
+
+EVALUATIONS = sa.select(evaluations.c.id, *(evaluations.c[name] for name in rows.EVALUATION)).order_by(
+    evaluations.c.number
+)
+_CASES = (
+    sa.select(cases.c.evaluation_id, cases.c.kind, *(cases.c[name] for name in rows.CASE))
+    .join(evaluations)
+    .order_by(cases.c.position)
+)
+
+# what of an evaluation can change later
+_LATENCIES = sa.select(evaluations.c.id, *(evaluations.c[name] for name in rows.LATENCY)).order_by(evaluations.c.number)
+_HELD_OUT = _CASES.where(cases.c.kind == "holdout")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The evaluations of a study at one moment, by the ids of their rows. `study` tells the study from a later one of
+    the same name."""
+
+    study: tuple[int, datetime]
+    by_id: dict[int, Evaluation]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return list(self.by_id.values())
+
+
+def read(connection: Connection, name: str, before: Reading | None) -> Reading:
+    """All, by their numbers. Those of `before` that are as they were are taken from there: of them only what can change
+    is read.
+
+    Raises:
+        NotFoundError: there is no such study.
+    """
+    study = studies.identity(connection, name)
+    mine = evaluations.c.study_id == study[0]
+    if before is None or before.study != study or not before.by_id:
+        found = connection.execute(EVALUATIONS.where(mine)).all()
+        every = with_cases(connection, found, mine) if found else []
+        return Reading(study, {row[0]: evaluation for row, evaluation in zip(found, every, strict=True)})
+    held_out: dict[int, list[CaseQuality]] = defaultdict(list)
+    for row in connection.execute(_HELD_OUT.where(mine)):
+        held_out[row[0]].append(rows.case_of(row[2:]))
+    as_now = {
+        row[0]: known if (known := before.by_id.get(row[0])) and _is(known, row[1:], held_out.get(row[0], ())) else None
+        for row in connection.execute(_LATENCIES.where(mine))
+    }
+    changed = [key for key, known in as_now.items() if known is None]
+    if changed:
+        which = mine & evaluations.c.id.in_(changed) if len(changed) <= MOST_BY_ID else mine
+        found = connection.execute(EVALUATIONS.where(which)).all()
+        fresh = zip(found, with_cases(connection, found, which), strict=True)
+        as_now |= {row[0]: evaluation for row, evaluation in fresh}
+    return Reading(study, {key: evaluation for key, evaluation in as_now.items() if evaluation is not None})
+
+
+def _is(known: Evaluation, latency: Sequence[Any], held_out: Sequence[CaseQuality]) -> bool:
+    """Whether the evaluation has this latency and these held-out cases."""
+    measurement = known.measurement
+    if measurement is None:
+        return latency[0] is None
+    return rows.latency_tuple(measurement.latency) == tuple(latency) and measurement.holdout == tuple(held_out)
 
 
 def add(connection: Connection, name: str, values: Values, case_values: list[Values]) -> int:
@@ -50,12 +117,12 @@ def of_digest(connection: Connection, study: int, digest: str) -> Evaluation | N
 
 
 def with_cases(connection: Connection, found: Sequence[Row[Any]], where: sa.ColumnElement[bool]) -> list[Evaluation]:
-    """The evaluations that these rows say; `where` holds for them alone."""
-    by_kind: dict[tuple[int, str], list[Any]] = defaultdict(list)
-    for row in connection.execute(sa.select(cases).join(evaluations).where(where).order_by(cases.c.position)):
-        by_kind[row.evaluation_id, row.kind].append(rows.case_of(row))
+    """The evaluations that these rows of `EVALUATIONS` say; `where` holds for them alone."""
+    by_kind: dict[tuple[int, str], list[CaseQuality]] = defaultdict(list)
+    for row in connection.execute(_CASES.where(where)):
+        by_kind[row[0], row[1]].append(rows.case_of(row[2:]))
     return [
-        rows.evaluation_of(row, by_kind.get((row.id, "search"), ()), by_kind.get((row.id, "holdout"), ()))
+        rows.evaluation_of(row[1:], by_kind.get((row[0], "search"), ()), by_kind.get((row[0], "holdout"), ()))
         for row in found
     ]
 
@@ -93,7 +160,7 @@ def set_latency(connection: Connection, name: str, policy_key: str, values: Valu
 
 def _found(connection: Connection, where: sa.ColumnElement[bool]) -> list[Evaluation]:
     """By their numbers; two queries, however many there are."""
-    found = connection.execute(sa.select(evaluations).where(where).order_by(evaluations.c.number)).all()
+    found = connection.execute(EVALUATIONS.where(where)).all()
     return with_cases(connection, found, where) if found else []
 
 

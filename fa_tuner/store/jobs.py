@@ -46,7 +46,8 @@ class Jobs:
     def submit(
         self, study: str, request: Mapping[str, Any], workers: int = 1, idempotency: str | None = None
     ) -> tuple[Job, bool]:
-        """A queued job; or the one that the same `idempotency` text made before, and then False.
+        """A queued job; or the one that the same `idempotency` text made before, and then False. It takes the place of
+        one of that name that has ended before there was a study.
 
         Raises:
             ConflictError: there is a study or a job of that name, or that text made another request.
@@ -60,11 +61,12 @@ class Jobs:
                     raise ConflictError("this Idempotency-Key came with another request before; give a new one")
                 if made is not None:
                     return _job(made), False
-            for what, taken in (("job", jobs.c.study), ("study", studies.c.name)):
-                if connection.scalar(sa.select(taken).where(taken == study)) is not None:
-                    raise ConflictError(
-                        f"there is a {what} named {study!r} (id {study_id(study)}); resume it, or give another name"
-                    )
+            if connection.scalar(sa.select(studies.c.id).where(studies.c.name == study)) is not None:
+                raise _taken("study", study)
+            former = connection.execute(sa.select(jobs).where(jobs.c.study == study)).one_or_none()
+            if former is not None and (former.state not in ENDED or leases.at(connection, former.id)):
+                raise _taken("job", study)
+            connection.execute(jobs.delete().where(jobs.c.study == study))
             now = now_of(connection)
             values = {
                 "study": study, "study_key": study_id(study), "request": _text(request), "workers": workers,
@@ -86,7 +88,7 @@ class Jobs:
     def find(self, id: str) -> Job | None:
         """As `job`; None where there is none."""
         with self._database.reading() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
+            row = _found(connection, id)
         return None if row is None else _job(row)
 
     def page(self, limit: int, before: int | None = None, state: JobState | None = None) -> JobPage:
@@ -144,10 +146,13 @@ class Jobs:
         with self._database.writing(serial=True) as connection:
             leases.enlist(connection, worker, device)
 
-    def beat(self, worker: Worker) -> bool:
-        """Say that it lives; False where it was taken for gone and has no row any more."""
+    def beat(self, worker: Worker, device: str) -> bool:
+        """Say that it lives; False where it was taken for gone meanwhile. Then it is there again, without a job."""
         with self._database.writing() as connection:
-            return leases.renew(connection, worker)
+            if leases.renew(connection, worker):
+                return True
+        self.enlist(worker, device)
+        return False
 
     def retire(self, worker: Worker) -> None:
         """Take its row away; what it was at waits for another one."""
@@ -227,8 +232,17 @@ class Jobs:
                 leases.settle(connection, lease.key, "queued", reason)
 
 
+def _taken(what: str, study: str) -> ConflictError:
+    return ConflictError(f"there is a {what} named {study!r} (id {study_id(study)}); resume it, or give another name")
+
+
+def _found(connection: Connection, id: str) -> Row[Any] | None:
+    query = sa.select(jobs).where(jobs.c.study_key == id)
+    return connection.execute(query).one_or_none() if rows.is_text(id) else None
+
+
 def _row(connection: Connection, id: str) -> Row[Any]:
-    row = connection.execute(sa.select(jobs).where(jobs.c.study_key == id)).one_or_none()
+    row = _found(connection, id)
     if row is None:
         raise NotFoundError(
             f"there is no job of id {id[:40]!r}: nobody asked the service for its study; one that `fa-tune run` made "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from fa_tuner.domain.policy import NATIVE
 from fa_tuner.domain.study import Evaluation, Study
 from fa_tuner.store import rows
-from fa_tuner.store.evaluations import with_cases
+from fa_tuner.store.evaluations import EVALUATIONS, with_cases
 from fa_tuner.store.schema import evaluations, studies, workloads
 from fa_tuner.store.studies import STUDIES, of_model
 
@@ -31,8 +31,7 @@ _BY = {
 }
 
 
-@dataclass(frozen=True)
-class Stamp:
+class Stamp(NamedTuple):
     """Of one study: equal to a later one as long as neither the study nor any of its evaluations was changed between
     the two."""
 
@@ -87,8 +86,8 @@ def study_page(
 
 
 def evaluation_page(connection: Connection, study: int, limit: int, after: int) -> EvaluationPage:
-    query = sa.select(evaluations).where(evaluations.c.study_id == study, evaluations.c.number > after)
-    found = connection.execute(query.order_by(evaluations.c.number).limit(limit + 1)).all()
+    query = EVALUATIONS.where(evaluations.c.study_id == study, evaluations.c.number > after)
+    found = connection.execute(query.limit(limit + 1)).all()
     page = found[:limit]
     mine = evaluations.c.id.in_([row.id for row in page])
     return EvaluationPage(

@@ -14,6 +14,7 @@ from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, StudyS
 from fa_tuner.store import claims, evaluations, pages, rows, studies
 from fa_tuner.store.claims import Worker
 from fa_tuner.store.database import Database
+from fa_tuner.store.evaluations import Reading
 from fa_tuner.store.pages import EvaluationPage, Stamp, StudyPage
 from fa_tuner.store.rows import FrontSnapshot, Values
 from fa_tuner.store.schema import fronts
@@ -101,7 +102,7 @@ class Store:
             return studies.models(connection)
 
     def name_of(self, key: str) -> str:
-        """The name of the study whose `study_id` is `key`. Reads all names.
+        """The name of the study whose `study_id` is `key`.
 
         Raises:
             NotFoundError: there is none.
@@ -204,6 +205,15 @@ class Store:
         """
         with self._database.reading() as connection:
             return evaluations.of_study(connection, studies.id_of(connection, name))
+
+    def reading(self, name: str, before: Reading | None = None) -> Reading:
+        """As `evaluations`; given an earlier reading, only what was changed since is read. The two share what was not.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            return evaluations.read(connection, name, before)
 
     def evaluation_of_digest(self, name: str, digest: str) -> Evaluation | None:
         """The evaluation of the policy whose key has this digest (`rows.digest`), if it was made.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -20,10 +20,19 @@ from sqlalchemy import Connection, Row, Table
 from fa_tuner.domain.measurement import METRICS, CaseQuality, Constraint, Coverage, Latency, Measurement, Requirement
 from fa_tuner.domain.policy import SkipPolicy, parse_dtypes
 from fa_tuner.domain.selector import SkipSelector
-from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec
+from fa_tuner.domain.study import Baseline, Evaluation, Study, StudySpec, study_id
 from fa_tuner.domain.workload import Case, Workload, fingerprint_of
 
 Values = dict[str, Any]
+# Read by the thousand, so by position: the fields of `Latency` and of `Coverage` stand in their own order.
+LATENCY = tuple(
+    f"latency_{name}" for name in ("relative", "source", "seconds", "spread", "repeats", "end_to_end_seconds", "detail")
+)
+EVALUATION = (
+    "number", "dtype", "skip_steps", "skip_layers", "origin", "reason", *LATENCY,
+    "quantized_calls", "native_calls", "expected_quantized_calls", "proven", "seconds", "peak_memory_mb", "detail",
+)  # fmt: skip
+CASE = ("prompt", "seed", "identical", *METRICS)
 MAX_NAME = 200
 
 
@@ -79,6 +88,7 @@ def study_values(spec: StudySpec) -> Values:
         raise ValueError(f"study name {spec.name[:40]!r} must have 1 to {MAX_NAME} characters, none of them NUL")
     return {
         "name": spec.name,
+        "study_key": study_id(spec.name),
         "dtype": _text("dtype", spec.dtype),
         "requirement": requirement_text(spec.requirement),
         "sampler": _text("sampler", spec.sampler),
@@ -239,29 +249,18 @@ def study_of(row: Row[Any]) -> Study:
     return Study(spec, row.state, row.created, row.updated, row.target, row.reason, baseline)
 
 
-def evaluation_of(row: Row[Any], search: Iterable[CaseQuality], holdout: Iterable[CaseQuality]) -> Evaluation:
-    policy = SkipPolicy(row.dtype, _selector_of(row.skip_steps), _selector_of(row.skip_layers))
+def evaluation_of(row: Sequence[Any], search: Iterable[CaseQuality], holdout: Iterable[CaseQuality]) -> Evaluation:
+    """From the columns that `EVALUATION` names."""
+    number, dtype, skip_steps, skip_layers, origin, reason, *measured = row
+    policy = SkipPolicy(dtype, _selector_of(skip_steps), _selector_of(skip_layers))
     measurement = None
-    if row.latency_relative is not None:
+    if measured[0] is not None:
+        latency, coverage, (seconds, peak_memory_mb, detail) = measured[:7], measured[7:11], measured[11:]
         measurement = Measurement(
-            policy,
-            Latency(
-                relative=row.latency_relative,
-                source=row.latency_source,
-                seconds=row.latency_seconds,
-                spread=row.latency_spread,
-                repeats=row.latency_repeats,
-                end_to_end_seconds=row.latency_end_to_end_seconds,
-                detail=row.latency_detail,
-            ),
-            tuple(search),
-            Coverage(row.quantized_calls, row.native_calls, row.expected_quantized_calls, row.proven),
-            tuple(holdout),
-            row.seconds,
-            row.peak_memory_mb,
-            json.loads(row.detail),
-        )
-    return Evaluation(policy, row.origin, row.number, measurement, row.reason)
+            policy, Latency(*latency), tuple(search), Coverage(*coverage), tuple(holdout), seconds, peak_memory_mb,
+            json.loads(detail),
+        )  # fmt: skip
+    return Evaluation(policy, origin, number, measurement, reason)
 
 
 @lru_cache(maxsize=4096)  # policies of a study share many of them
@@ -269,9 +268,23 @@ def _selector_of(text: str) -> SkipSelector:
     return SkipSelector.parse(text)
 
 
-def case_of(row: Row[Any]) -> CaseQuality:
-    fields = row._mapping
-    return CaseQuality(Case(row.prompt, row.seed), {metric: fields[metric] for metric in METRICS}, row.identical)
+def latency_tuple(latency: Latency) -> tuple[Any, ...]:
+    """What the columns that `LATENCY` names have for it."""
+    return (
+        latency.relative, latency.source, latency.seconds, latency.spread, latency.repeats,
+        latency.end_to_end_seconds, latency.detail,
+    )  # fmt: skip
+
+
+def case_of(row: Sequence[Any]) -> CaseQuality:
+    """From the columns that `CASE` names."""
+    prompt, seed, identical, *values = row
+    return CaseQuality(_case_of(prompt, seed), dict(zip(METRICS, values, strict=True)), identical)
+
+
+@lru_cache(maxsize=1024)  # all policies of a study have the same
+def _case_of(prompt: str, seed: int) -> Case:
+    return Case(prompt, seed)
 
 
 def front_of(row: Row[Any]) -> FrontSnapshot:

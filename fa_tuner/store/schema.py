@@ -65,6 +65,8 @@ studies = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("name", sa.String(200), nullable=False),
+    # `study_id` of the name, by which a study is asked for over HTTP
+    sa.Column("study_key", sa.String(16)),
     # No cascade on these two: a workload or environment in use is never deleted.
     sa.Column("workload_id", sa.ForeignKey("fa_tune_workloads.id"), nullable=False),
     sa.Column("environment_id", sa.ForeignKey("fa_tune_environments.id"), nullable=False),
@@ -88,6 +90,7 @@ studies = sa.Table(
     ),
     sa.Index("ix_fa_tune_studies_workload", "workload_id", "environment_id"),
     sa.Index("ix_fa_tune_studies_environment", "environment_id"),
+    sa.Index("ix_fa_tune_studies_key", "study_key", unique=True),
 )
 
 evaluations = sa.Table(

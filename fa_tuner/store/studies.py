@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from fa_tuner.domain.errors import ConflictError, NotFoundError
-from fa_tuner.domain.study import Study, study_id
+from fa_tuner.domain.study import Study
 from fa_tuner.store import rows
 from fa_tuner.store.failures import shown
 from fa_tuner.store.rows import Values
@@ -68,12 +68,13 @@ def models(connection: Connection) -> list[str]:
 def name_of(connection: Connection, key: str) -> str:
     """
     Raises:
-        NotFoundError: no study has this `study_id`.
+        NotFoundError: there is no study of that id.
     """
-    for name in connection.scalars(sa.select(studies.c.name).order_by(studies.c.id.desc())):
-        if study_id(name) == key:
-            return str(name)
-    raise NotFoundError(f"there is no study of id {key[:40]!r} in {_place(connection)}")
+    query = sa.select(studies.c.name).where(studies.c.study_key == key)
+    name = connection.scalar(query) if rows.is_text(key) else None
+    if name is None:
+        raise NotFoundError(f"there is no study of id {key[:40]!r} in {_place(connection)}")
+    return str(name)
 
 
 def with_baseline(connection: Connection, workload_fingerprint: str, environment_fingerprint: str) -> str | None:
@@ -130,6 +131,19 @@ def id_of(connection: Connection, name: str) -> int:
     if key is None:
         raise missing(connection, name)
     return int(key)
+
+
+def identity(connection: Connection, name: str) -> tuple[int, datetime]:
+    """The id, and when it was created: SQLite gives the id of a deleted study to another.
+
+    Raises:
+        NotFoundError: there is no such study.
+    """
+    query = sa.select(studies.c.id, studies.c.created).where(studies.c.name == name)
+    row = connection.execute(query).one_or_none() if rows.is_name(name) else None
+    if row is None:
+        raise missing(connection, name)
+    return row[0], row[1]
 
 
 def missing(connection: Connection, name: str) -> NotFoundError:

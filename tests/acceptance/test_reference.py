@@ -117,3 +117,20 @@ def test_every_variable_that_the_code_reads() -> None:
         for name in re.findall(r"FA_TUNE_[A-Z_0-9]*[A-Z0-9]", path.read_text())
     }
     assert read <= set(re.findall(r"FA_TUNE_[A-Z_0-9]*[A-Z0-9]", TEXT))
+
+
+def test_the_page_of_the_service_has_every_route_field_and_state() -> None:
+    import fa_tuner_api
+    from fa_tuner_api.jobs import StudyRequest
+
+    from fa_tuner.domain.job import STATES
+
+    page = re.sub(r"^```.*?^```", "", (ROOT / "docs" / "service.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    asking = page.split("\n## Asking for a study\n")[1].split("\n## ")[0]
+    assert {*StudyRequest.model_fields, *STATES} <= code_words(asking)
+    routes = {
+        path for path in fa_tuner_api.create_app(ServiceSettings()).openapi()["paths"] if path.startswith("/api/")
+    }
+    described = re.sub(r"\{[a-z_]+\}", "{}", page.replace("cases/{n}", "cases/{}"))
+    missing = {path for path in routes if f"{re.sub(r'{[a-z_]+}', '{}', path)}`" not in described}
+    assert not missing

@@ -106,6 +106,19 @@ def test_a_name_is_taken_by_a_job_or_a_study(jobs: Jobs, database: Database) -> 
     assert [job.study for job in jobs.page(10).jobs] == ["s"]
 
 
+def test_what_failed_before_there_was_a_study_may_be_asked_anew(jobs: Jobs, database: Database) -> None:
+    jobs.submit("s", REQUEST, 1, "k")
+    with pytest.raises(ConflictError, match="job named 's'"):
+        jobs.submit("s", REQUEST, 1)
+    jobs.fail(taken(jobs), "no such model", "not-found", False)
+    job, new = jobs.submit("s", {**REQUEST, "trials": 5})
+    assert new and (job.state, job.request["trials"]) == ("queued", 5)
+    Store(database).create_study(a_spec("s"), 4)
+    jobs.fail(taken(jobs), "why", "internal", False)
+    with pytest.raises(ConflictError, match="study named 's'"):
+        jobs.submit("s", REQUEST)
+
+
 def test_the_same_idempotency_key_makes_one_job(jobs: Jobs) -> None:
     job, _ = jobs.submit("s", REQUEST, 1, "k")
     assert jobs.submit("s", REQUEST, 1, "k") == (job, False)
@@ -123,13 +136,12 @@ def test_many_that_ask_at_once_with_one_key_get_one_job(jobs: Jobs) -> None:
 
 
 def test_one_that_is_not_there(jobs: Jobs) -> None:
-    assert jobs.find(study_id("s")) is None
-    asking: tuple[Callable[[], object], ...] = (
-        lambda: jobs.job(study_id("s")), lambda: jobs.cancel(study_id("s")), lambda: jobs.resume("x" * 10_000, {}),
-    )  # fmt: skip
-    for ask in asking:
-        with pytest.raises(NotFoundError, match="not asked for"):
-            ask()
+    for id in (study_id("s"), "x" * 10_000, "\0", "\ud800", ""):
+        assert jobs.find(id) is None
+        asking: tuple[Callable[[str], object], ...] = (jobs.job, jobs.cancel, lambda id: jobs.resume(id, {}))
+        for ask in asking:
+            with pytest.raises(NotFoundError, match="nobody asked"):
+                ask(id)
 
 
 def test_pages_are_newest_first_and_stay(jobs: Jobs) -> None:
@@ -209,7 +221,7 @@ def test_a_worker_that_is_gone_or_silent_loses_its_job(jobs: Jobs, database: Dat
             connection.execute(jobs_table.update().values(attempts=0))
     last = taken(jobs)
     assert [jobs.standing(lease) for lease in (*late, last)] == ["lost"] * 3 + ["held"]
-    assert not jobs.beat(late[-1].worker)
+    assert not jobs.beat(late[-1].worker, "x")
 
 
 def test_the_late_word_of_who_lost_the_lease_is_refused(jobs: Jobs, database: Database) -> None:
@@ -267,7 +279,7 @@ def test_heartbeats_do_not_wait_for_a_writing(jobs: Jobs) -> None:
     jobs.submit("s", REQUEST)
     lease = taken(jobs)
     with jobs.fenced(lease).writing(), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(jobs.beat, lease.worker).result(10)
+        assert pool.submit(jobs.beat, lease.worker, "x").result(10)
 
 
 def test_a_worker_with_a_new_job_has_left_the_old_one(jobs: Jobs, database: Database) -> None:
@@ -322,7 +334,8 @@ def test_one_that_gets_on_is_tried_again_however_often_it_fails(jobs: Jobs, data
     for number in range(8):
         lease = taken(jobs, gone())
         Store(jobs.fenced(lease)).add_evaluation("s", an_evaluation(number))
-    for _ in range(2):  # of the third in a row that brings nothing new it fails
+    assert standing_of(jobs) == ("running", 0)
+    for _ in range(3):  # in a row that bring nothing new are too many
         taken(jobs, gone())
         assert standing_of(jobs)[0] == "running"
     assert jobs.take(a_worker(), "here") is None
@@ -436,7 +449,7 @@ def test_who_lives(jobs: Jobs, database: Database) -> None:
     assert sorted(jobs.workers()) == ["npu:0 of a", "npu:1 of b"]
     silent(database, there)
     assert jobs.workers() == ["npu:0 of a"]
-    assert jobs.beat(there) and len(jobs.workers()) == 2
+    assert jobs.beat(there, "x") and len(jobs.workers()) == 2
     jobs.retire(here)
     jobs.retire(here)
     assert jobs.workers() == ["npu:1 of b"]
@@ -449,16 +462,20 @@ def test_one_that_retires_with_a_job_leaves_it_to_others(jobs: Jobs) -> None:
     assert taken(jobs).token == 2
 
 
-def test_whose_row_was_taken_comes_back_with_its_next_job(jobs: Jobs, database: Database) -> None:
+def test_whose_row_was_taken_comes_back(jobs: Jobs, database: Database) -> None:
     worker = elsewhere()
     jobs.enlist(worker, "x")
     silent(database, worker)
     jobs.submit("s", REQUEST)
     taken(jobs)  # which buries the silent one
-    assert not jobs.beat(worker)
+    assert jobs.workers() == ["here"]
+    assert not jobs.beat(worker, "x")
+    assert sorted(jobs.workers()) == ["here", "x"]
     jobs.submit("t", REQUEST)
-    assert taken(jobs, worker).job.study == "t"
-    assert jobs.beat(worker)
+    lease = taken(jobs, worker)
+    assert lease.job.study == "t" and jobs.beat(worker, "x")
+    jobs.enlist(worker, "x")  # as a heartbeat does that had found no row
+    assert jobs.standing(lease) == "held"
 
 
 def test_looking_for_a_job_writes_nothing(jobs: Jobs, database: Database) -> None:

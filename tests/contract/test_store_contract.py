@@ -737,8 +737,22 @@ def at_the_first_schema(url: str) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "0001")
+        spec, now = a_spec(), datetime.now(UTC)
+        study = {
+            **rows.study_values(spec),
+            **rows.state_values("running", ""),
+            "target": 3,
+            "created": now,
+            "updated": now,
+        }
+        del study["study_key"]
+        for name, values in (
+            ("workloads", rows.workload_values(spec.workload)),
+            ("environments", rows.environment_values(spec.environment)),
+            ("studies", {**study, "workload_id": 1, "environment_id": 1}),
+        ):  # fmt: skip
+            connection.execute(metadata.tables[f"fa_tune_{name}"].insert().values(values))
     old = Store(Database(engine))
-    old.create_study(a_spec(), 3)
     old.set_baseline("first", Baseline(40.0, 1.5, 2.5))
     for number in range(2):
         evaluation = an_evaluation(number)
@@ -762,6 +776,7 @@ def test_an_older_schema_is_brought_up_with_what_it_holds(url: str) -> None:
     assert race(url, lambda mine, _: void(mine.study("first")), racers=4) == ["won"] * 4  # each opens, one migrates
     with Store.open(url) as store:
         test_migrations_lead_to_the_tables_of_the_schema(store)
+        assert store.name_of(study_id("first")) == "first"
         assert (store.study("first").spec, store.study("first").baseline) == (a_spec(), Baseline(40.0, 1.5, 2.5))
         assert store.evaluations("first") == [an_evaluation(0), an_evaluation(1)]
         assert [front.hypervolume for front in store.fronts("first")] == [1 / 3]

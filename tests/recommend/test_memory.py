@@ -29,6 +29,10 @@ class Stamp(NamedTuple):
     version: int
 
 
+class Reading(NamedTuple):
+    evaluations: list[Evaluation]
+
+
 @dataclass
 class Counting:
     """A store that counts what it is asked, and stamps each study with a number."""
@@ -48,6 +52,8 @@ class Counting:
 
     def study(self, name: str) -> Study:
         self.asked["study"] += 1
+        if name not in self.held:
+            raise NotFoundError(name)
         return self.held[name][0]
 
     def studies(self, model: str | None = None) -> list[Study]:
@@ -58,8 +64,11 @@ class Counting:
         return sorted({s.spec.workload.model for s, _, _ in self.held.values()})
 
     def evaluations(self, name: str) -> list[Evaluation]:
-        self.asked["evaluations"] += 1
         return self.held[name][1]
+
+    def reading(self, name: str, before: Reading | None = None) -> Reading:
+        self.asked["evaluations" if before is None else "more evaluations"] += 1
+        return Reading(self.held[name][1])
 
     def is_checked(self, name: str) -> bool:
         self.asked["is_checked"] += 1
@@ -181,10 +190,52 @@ def test_memory_is_bounded(store: Counting, monkeypatch: pytest.MonkeyPatch) -> 
             else:
                 with pytest.raises(NotFoundError):
                     kept.recommend(Question(name))
-    for part in (kept._studies, kept._evaluations, kept._answers):
+    for part in (kept._studies, kept._readings, kept._found, kept._answers):
         assert len(part._kept) <= 2
     store.asked.clear()
     kept.recommend(Question("b"))
     assert store.asked["evaluations"] == 0  # the one before the last is still there
     kept.recommend(Question("a"))
     assert store.asked["evaluations"] == 1
+
+
+def test_of_a_study_that_grows_a_later_reading_begins_with_the_one_before(store: Counting) -> None:
+    kept = Memory(store, same)
+    kept.recommend(Question("wan"))
+    store.asked.clear()
+    store.add("one", relative=0.8)
+    assert kept.recommend(Question("wan")).measurement.latency.relative == 0.8
+    assert (store.asked["evaluations"], store.asked["more evaluations"]) == (0, 1)
+
+
+def test_one_studys_change_leaves_what_others_answered(store: Counting) -> None:
+    for number in range(8):
+        store.add(f"study {number}")
+    kept = Memory(store, same)
+    assert kept.recommend(Question("wan")).study.spec.name == "one"
+    store.asked.clear()
+    store.add("study 7", relative=0.5)
+    kept.recommend(Question("wan"))
+    assert store.asked == {"stamps": 1, "study": 1, "is_checked": 1}
+
+
+def test_what_is_known_asks_no_store(store: Counting) -> None:
+    kept = Memory(store, same)
+    stamps = kept.stamps("wan")
+    assert kept.known(Question("wan"), False, stamps) is None
+    answer = kept.recommend(Question("wan"))
+    store.asked.clear()
+    assert kept.known(Question("wan"), False, stamps) is answer
+    assert not store.asked
+    with pytest.raises(NothingQualifiesError):
+        kept.recommend(Question("wan", STRICT))
+    with pytest.raises(NothingQualifiesError):
+        kept.known(Question("wan", STRICT), False, stamps)
+
+
+def test_a_study_deleted_meanwhile_is_passed_over(store: Counting) -> None:
+    store.add("two")
+    kept = Memory(store, same)
+    stamps = kept.stamps("wan")
+    del store.held["one"]
+    assert kept.recommend(Question("wan"), stamps=stamps).study.spec.name == "two"

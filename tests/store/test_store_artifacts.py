@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -167,3 +168,18 @@ def test_a_root_that_cannot_be_used(tmp_path: Path) -> None:
     artifacts = Artifacts(str(tmp_path / "file" / "root"), GB)
     assert not artifacts.put_frames("s", "native", 0, FRAMES)
     assert artifacts.frames("s", "native", 0) is None
+
+
+def test_only_a_folder_is_told_to_make_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """s3fs takes no such word, and says so at the first use."""
+    told: list[dict[str, Any]] = []
+    given = fsspec.core.url_to_fs
+
+    def noted(url: str, **options: Any) -> Any:
+        told.append(options)
+        return given(url, **options)
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", noted)
+    for root in (str(tmp_path), f"file://{tmp_path}", "memory://x"):
+        Artifacts(root, GB)
+    assert told == [{"auto_mkdir": True}, {"auto_mkdir": True}, {}]

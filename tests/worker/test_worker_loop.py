@@ -258,9 +258,9 @@ def test_heartbeats_go_on_beside_the_work(yard: Yard, monkeypatch: pytest.Monkey
     beats: list[str] = []
     original = Jobs.beat
 
-    def beat(self: Jobs, worker: Worker) -> bool:
+    def beat(self: Jobs, worker: Worker, device: str) -> bool:
         beats.append(threading.current_thread().name)
-        return original(self, worker)
+        return original(self, worker, device)
 
     monkeypatch.setattr(Jobs, "beat", beat)
     monkeypatch.setattr(loop, "Heartbeat", partial(Heartbeat, seconds=0.05))

@@ -1,6 +1,8 @@
-"""Studies that the service is asked for, and the workers that take them."""
+"""Studies that the service is asked for, and the workers that take them; studies are found by their keys."""
 
 from __future__ import annotations
+
+import hashlib
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +14,7 @@ LARGEST = "1.7976931348623157e308"
 
 
 def upgrade() -> None:
+    _give_studies_their_keys()
     op.create_table(
         "fa_tune_jobs",
         sa.Column("id", sa.Integer, primary_key=True),
@@ -53,3 +56,14 @@ def upgrade() -> None:
         sa.CheckConstraint(f"process_started BETWEEN -{LARGEST} AND {LARGEST}", name="ck_fa_tune_workers_finite"),
     )
     op.create_index("ix_fa_tune_workers_job", "fa_tune_workers", ["job_id"])
+
+
+def _give_studies_their_keys() -> None:
+    """The first 16 hexadecimal digits of the SHA-256 of the name."""
+    op.add_column("fa_tune_studies", sa.Column("study_key", sa.String(16)))
+    studies = sa.table("fa_tune_studies", sa.column("name"), sa.column("study_key"))
+    connection = op.get_bind()
+    for name in connection.scalars(sa.select(studies.c.name)).all():
+        key = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        connection.execute(studies.update().where(studies.c.name == name).values(study_key=key))
+    op.create_index("ix_fa_tune_studies_key", "fa_tune_studies", ["study_key"], unique=True)
