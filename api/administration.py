@@ -41,7 +41,9 @@ def install_administration(app: GuardedApp) -> None:
             )
         return schemas.Ready(status="ready", workers=living)
 
-    @app.get("/metrics", tags=["health"], summary="Figures for Prometheus", response_class=Response)
+    @app.get(
+        "/metrics", tags=["health"], summary="Figures for Prometheus", response_class=Response, responses=problems()
+    )
     def metrics() -> Response:
         return Response(app.metrics.text(access.database), media_type=CONTENT_TYPE_LATEST)
 
@@ -72,7 +74,7 @@ def install_administration(app: GuardedApp) -> None:
         )
         return response
 
-    @app.post("/logout", tags=["session"], status_code=204, summary="End the session")
+    @app.post("/logout", tags=["session"], status_code=204, summary="End the session", responses=problems())
     def logout(request: Request) -> Response:
         caller: Caller = request.state.caller
         if caller.session is not None:
