@@ -22,6 +22,7 @@ from fa_tuner.domain.errors import DocumentError, NotFoundError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep; flatten it"
 MAX_EXPANDED_NODES = 100_000  # of a document whose aliases are written out
 
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)", re.ASCII)
@@ -183,6 +184,8 @@ def parse_tree(text: str, what: str, where: str, aliases: bool = False) -> Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = one_line(error.problem or error.context or "it cannot be parsed", 100)
+        if "nesting depth" in problem:  # PyYAML has a bound of its own since 6.0.4, far above ours
+            _refuse(source, mark.line if mark else None, TOO_DEEP)
         _refuse(source, mark.line if mark else None, f"not YAML: {problem}; correct the line")
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         reason = one_line(str(getattr(error, "reason", error)), 100)
@@ -245,7 +248,7 @@ class _Builder:
 
     def _enter(self, node: Node) -> None:
         if len(self.open) >= MAX_DEPTH:
-            _refuse(self.source, node.line, f"nested more than {MAX_DEPTH} levels deep; flatten it")
+            _refuse(self.source, node.line, TOO_DEEP)
         if self.root is None:
             if node.kind != "mapping":
                 _refuse(self.source, node.line, "the top level must be a mapping of names to values")
