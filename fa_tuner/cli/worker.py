@@ -43,7 +43,7 @@ def worker(
     from .progress import Lines
 
     if settings.devices:
-        raise UsageError("--until-idle is for one worker; leave --devices out")
+        raise UsageError("--until-idle is for one worker; leave --devices (FA_TUNE_DEVICES) out")
     WorkerLoop(settings, lambda request, stop: Lines(request, _say, stop), _say).run(until_idle)
 
 

@@ -46,7 +46,8 @@ class Jobs:
     def submit(
         self, study: str, request: Mapping[str, Any], workers: int = 1, idempotency: str | None = None
     ) -> tuple[Job, bool]:
-        """A queued job; or the one that the same `idempotency` text made before, and then False.
+        """A queued job; or the one that the same `idempotency` text made before, and then False. It takes the place of
+        one of that name that has ended before there was a study.
 
         Raises:
             ConflictError: there is a study or a job of that name, or that text made another request.
@@ -60,11 +61,12 @@ class Jobs:
                     raise ConflictError("this Idempotency-Key came with another request before; give a new one")
                 if made is not None:
                     return _job(made), False
-            for what, taken in (("job", jobs.c.study), ("study", studies.c.name)):
-                if connection.scalar(sa.select(taken).where(taken == study)) is not None:
-                    raise ConflictError(
-                        f"there is a {what} named {study!r} (id {study_id(study)}); resume it, or give another name"
-                    )
+            if connection.scalar(sa.select(studies.c.id).where(studies.c.name == study)) is not None:
+                raise _taken("study", study)
+            former = connection.execute(sa.select(jobs).where(jobs.c.study == study)).one_or_none()
+            if former is not None and (former.state not in ENDED or leases.at(connection, former.id)):
+                raise _taken("job", study)
+            connection.execute(jobs.delete().where(jobs.c.study == study))
             now = now_of(connection)
             values = {
                 "study": study, "study_key": study_id(study), "request": _text(request), "workers": workers,
@@ -228,6 +230,10 @@ class Jobs:
                 leases.settle(connection, lease.key, "cancelled", "cancelled")
             else:
                 leases.settle(connection, lease.key, "queued", reason)
+
+
+def _taken(what: str, study: str) -> ConflictError:
+    return ConflictError(f"there is a {what} named {study!r} (id {study_id(study)}); resume it, or give another name")
 
 
 def _found(connection: Connection, id: str) -> Row[Any] | None:

@@ -105,15 +105,15 @@ def bury(connection: Connection, row: Row[Any], limit: int) -> None:
 
 
 def again(connection: Connection, job: Row[Any], reason: str, problem: str, limit: int, at_once: bool = False) -> None:
-    """Count an attempt in vain, and let the job wait for the next one; as many as `limit` without a new evaluation end
-    it."""
+    """Count an attempt in vain, and let the job wait for the next one; as many as `limit` in a row end it. One that
+    brought a new evaluation was not in vain."""
     stored = evaluations_of(connection, job.study)
-    attempts = 1 if stored > job.evaluations else job.attempts + 1
+    attempts = 0 if stored > job.evaluations else job.attempts + 1
     if attempts >= limit:
         settle(connection, job.id, "failed", f"{reason}; given up after {attempts} attempts", problem)
         update = jobs.update().values(attempts=attempts, evaluations=stored)
     else:
-        pause = timedelta(seconds=0 if at_once else RETRY_SECONDS * attempts)
+        pause = timedelta(seconds=0 if at_once else RETRY_SECONDS * max(1, attempts))
         settle(connection, job.id, "queued", reason, problem)
         update = jobs.update().values(attempts=attempts, evaluations=stored, due=now_of(connection) + pause)
     connection.execute(update.where(jobs.c.id == job.id))

@@ -61,7 +61,7 @@ class WorkerLoop:
         self._worker = Worker.of_this_process()
         self._artifacts = Artifacts(settings.artifact_root, settings.artifact_quota_mb * 2**20)
         self._refused: set[str] = set()  # of another environment than this worker's
-        self._stopping = _Stopping(settings.worker_parent)
+        self._stopping, self._busy = _Stopping(settings.worker_parent), False
 
     def run(self, until_idle: bool = False) -> None:
         """Until a signal, or until nothing is left to do.
@@ -89,7 +89,8 @@ class WorkerLoop:
         if self._stopping.is_set():
             raise KeyboardInterrupt
         self._stopping.set()
-        self._say("stopping after the running policy; once more stops at once")
+        if self._busy:
+            self._say("stopping after the running policy; once more stops at once")
 
     def _take_all(self, jobs: Jobs, until_idle: bool) -> None:
         while not self._stopping.is_set():
@@ -104,7 +105,9 @@ class WorkerLoop:
             if lease is None:
                 self._stopping.wait(POLL_SECONDS)
                 continue
+            self._busy = True
             self._settle(self._work(jobs, lease))
+            self._busy = False
 
     def _settle(self, end: Callable[[], None]) -> None:
         """Say how a job ended, as often as the store needs; where the lease was lost meanwhile, another worker will."""

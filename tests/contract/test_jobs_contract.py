@@ -106,6 +106,19 @@ def test_a_name_is_taken_by_a_job_or_a_study(jobs: Jobs, database: Database) -> 
     assert [job.study for job in jobs.page(10).jobs] == ["s"]
 
 
+def test_what_failed_before_there_was_a_study_may_be_asked_anew(jobs: Jobs, database: Database) -> None:
+    jobs.submit("s", REQUEST, 1, "k")
+    with pytest.raises(ConflictError, match="job named 's'"):
+        jobs.submit("s", REQUEST, 1)
+    jobs.fail(taken(jobs), "no such model", "not-found", False)
+    job, new = jobs.submit("s", {**REQUEST, "trials": 5})
+    assert new and (job.state, job.request["trials"]) == ("queued", 5)
+    Store(database).create_study(a_spec("s"), 4)
+    jobs.fail(taken(jobs), "why", "internal", False)
+    with pytest.raises(ConflictError, match="study named 's'"):
+        jobs.submit("s", REQUEST)
+
+
 def test_the_same_idempotency_key_makes_one_job(jobs: Jobs) -> None:
     job, _ = jobs.submit("s", REQUEST, 1, "k")
     assert jobs.submit("s", REQUEST, 1, "k") == (job, False)
@@ -123,13 +136,12 @@ def test_many_that_ask_at_once_with_one_key_get_one_job(jobs: Jobs) -> None:
 
 
 def test_one_that_is_not_there(jobs: Jobs) -> None:
-    assert jobs.find(study_id("s")) is None
-    asking: tuple[Callable[[], object], ...] = (
-        lambda: jobs.job(study_id("s")), lambda: jobs.cancel(study_id("s")), lambda: jobs.resume("x" * 10_000, {}), lambda: jobs.cancel("\0"), lambda: jobs.cancel("\ud800"),
-    )  # fmt: skip
-    for ask in asking:
-        with pytest.raises(NotFoundError, match="not asked for"):
-            ask()
+    for id in (study_id("s"), "x" * 10_000, "\0", "\ud800", ""):
+        assert jobs.find(id) is None
+        asking: tuple[Callable[[str], object], ...] = (jobs.job, jobs.cancel, lambda id: jobs.resume(id, {}))
+        for ask in asking:
+            with pytest.raises(NotFoundError, match="nobody asked"):
+                ask(id)
 
 
 def test_pages_are_newest_first_and_stay(jobs: Jobs) -> None:
@@ -322,7 +334,8 @@ def test_one_that_gets_on_is_tried_again_however_often_it_fails(jobs: Jobs, data
     for number in range(8):
         lease = taken(jobs, gone())
         Store(jobs.fenced(lease)).add_evaluation("s", an_evaluation(number))
-    for _ in range(2):  # of the third in a row that brings nothing new it fails
+    assert standing_of(jobs) == ("running", 0)
+    for _ in range(3):  # in a row that bring nothing new are too many
         taken(jobs, gone())
         assert standing_of(jobs)[0] == "running"
     assert jobs.take(a_worker(), "here") is None
