@@ -15,7 +15,7 @@ from .links import ROOT
 from .problems import problems
 from .stills import png
 from .studies import POLICY_ID
-from .tagged import IF_NONE_MATCH, tagged
+from .tagged import IF_NONE_MATCH, RANGE, in_part, tagged
 
 PolicyId = Annotated[str, Path(pattern=POLICY_ID, description="`id` of the policy; the native one's is the baseline")]
 FrameIndex = Annotated[int, Path(ge=0, le=100_000, description="of the frame, from 0", examples=[0])]
@@ -24,10 +24,13 @@ CaseNumber = Annotated[int, Path(ge=0, le=100_000, description="of the searched 
 router = APIRouter(prefix=f"{ROOT}/studies/{{study_id}}/policies/{{policy_id}}/cases/{{case}}", tags=["studies"])
 
 
+def _binary(media_type: str, description: str) -> dict[str, Any]:
+    return {"description": description, "content": {media_type: {"schema": {"type": "string", "format": "binary"}}}}
+
+
 def _responses(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
     return {
-        200: {"description": description, "content": content},
+        200: _binary(media_type, description),
         304: {"description": "The client has it"},
         **problems(404, 422),
     }
@@ -35,12 +38,13 @@ def _responses(media_type: str, description: str) -> dict[int | str, dict[str, A
 
 @router.get(
     "/clip", summary="A clip to look at (MP4)", response_class=Response,
-    openapi_extra={"parameters": [IF_NONE_MATCH]}, responses=_responses("video/mp4", "H.264"),
+    openapi_extra={"parameters": [IF_NONE_MATCH, RANGE]},
+    responses={206: _binary("video/mp4", "The range that was asked for"), **_responses("video/mp4", "H.264")},
 )  # fmt: skip
 def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
     """Kept of the baseline and of the policies on the front."""
     content = backing.artifacts.clip(name, backing.evaluation(name, policy_id).policy.key, case)
-    return _kept(request, content, "video/mp4", name, policy_id, case, "mp4")
+    return in_part(request, _kept(request, content, "video/mp4", name, policy_id, case, "mp4"))
 
 
 @router.get(

@@ -56,7 +56,9 @@ function viewer(study, policy, native, signal) {
       h("figure", {},
         h("figcaption", {}, h("label", { for: "amplify" }, "Difference map, amplified "), amplify), apart, said)),
     moving);
-  const missing = h("p", { class: "hint", hidden: true }, "No frames are kept of this policy and case: they are kept of the baseline and of the policies on the front, as far as the quota goes.");
+  const missing = h("p", { class: "hint", hidden: true }, 
+    "No frames are kept of this policy and case: they are kept of the baseline and of the policies on the front, ",
+    "as far as the quota goes.");
   const step = (by) => () => {
     scrubber.value = Number(scrubber.value) + by;
     show();

@@ -10,7 +10,10 @@ export function heat(sensitivity) {
   const { prompts, measured } = sensitivity;
   const dtypes = [...new Set(prompts.flatMap((each) => each.dtypes.map(({ dtype }) => dtype)))];
   return [
-    h("p", { class: "hint" }, `Share of the squared error by the error model, fitted to ${count(measured, "measured policy", "measured policies")}; each row adds up to 100 %. The strongest cells are worth keeping native.`),
+    h("p", { class: "hint" },
+      "Share of the squared error by the error model, fitted to ",
+      `${count(measured, "measured policy", "measured policies")}; each row adds up to 100 %. `,
+      "The strongest cells are worth keeping native."),
     ...dtypes.map((dtype) => h("div", { class: "heats" },
       map(sensitivity, dtype, "steps", "step"), map(sensitivity, dtype, "layers", "layer"))),
   ];

@@ -56,7 +56,9 @@ async function go(first) {
 const titled = (title) => `${title} · fa-tune`;
 
 async function showNothing(place) {
-  fill(place, h("h1", { tabindex: -1 }, "Not found"), h("p", {}, "There is no such place on this page. ", h("a", { href: "#/" }, "The studies")));
+  fill(place,
+    h("h1", { tabindex: -1 }, "Not found"),
+    h("p", {}, "There is no such place on this page. ", h("a", { href: "#/" }, "The studies")));
   return { title: "Not found" };
 }
 

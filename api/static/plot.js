@@ -231,9 +231,11 @@ function legendOf({ study, front, others, bound, best }) {
     best && sign("point feasible best", "recommended", svg("circle", { class: "ring", cx: 12, cy: 9, r: 8.2 }),
       svg("circle", { class: "mark", cx: 12, cy: 9, r: 5 })),
     front.some((point) => point.policy.native) && sign("point feasible", "native", svg("path", { class: "mark", d: diamond(12, 9, 8) })),
-    others.length > fitted && sign("others", `other policies evaluated (${others.length - fitted})`, svg("circle", { cx: 12, cy: 9, r: 2.5 })),
+    others.length > fitted && sign("others", `other policies evaluated (${others.length - fitted})`,
+      svg("circle", { cx: 12, cy: 9, r: 2.5 })),
     fitted > 0 && sign("others", `latency only fitted (${fitted})`, svg("path", { class: "fitted", d: cross(12, 9, 3) })),
     bound !== null && sign("bound", "PSNR asked for", svg("line", { x1: 0, x2: 24, y1: 9, y2: 9 })),
-    study.noise_floor_db !== undefined && sign("floor", "above what two native runs agree in", svg("rect", { x: 2, y: 3, width: 20, height: 12 })),
+    study.noise_floor_db !== undefined && sign("floor", "above what two native runs agree in",
+      svg("rect", { x: 2, y: 3, width: 20, height: 12 })),
   ];
 }

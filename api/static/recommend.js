@@ -26,6 +26,8 @@ const FURTHER = [
   ["revision", "Revision", {}],
 ];
 
+const HELD_OUT = { passed: "good", failed: "bad" };
+
 export async function showRecommend(place, { query, signal }) {
   const answer = h("section", { class: "answer", "aria-label": "Answer" });
   fill(place, h("h1", { tabindex: -1 }, "Recommend"), form(query, await models(signal)), answer);
@@ -48,19 +50,27 @@ function form(query, known) {
   return h("form", { class: "ask", onsubmit: asked },
     h("div", { class: "field model" },
       h("label", { for: "ask-model" }, "Model (hub id, or a local model's absolute path)"),
-      h("input", { id: "ask-model", name: "model", required: true, value: query.get("model") || "", list: "models", autocomplete: "off", spellcheck: "false" }),
+      h("input", {
+        id: "ask-model", name: "model", required: true, value: query.get("model") || "", list: "models",
+        autocomplete: "off", spellcheck: "false",
+      }),
       h("datalist", { id: "models" }, known.map((model) => h("option", { value: model })))),
     h("div", { class: "fields" }, FIELDS.map((each) => field(query, each))),
-    h("details", { open: further }, h("summary", {}, "Further filters"), h("div", { class: "fields" }, FURTHER.map((each) => field(query, each)))),
+    h("details", { open: further },
+      h("summary", {}, "Further filters"),
+      h("div", { class: "fields" }, FURTHER.map((each) => field(query, each)))),
     h("p", { class: "controls" },
-      h("label", {}, h("input", { type: "checkbox", name: "allow_nearest", value: "true", checked: query.get("allow_nearest") === "true" }), " let the nearest study answer where none matches"),
+      h("label", {}, h("input", {
+        type: "checkbox", name: "allow_nearest", value: "true", checked: query.get("allow_nearest") === "true",
+      }), " let the nearest study answer where none matches"),
       h("button", { class: "primary" }, "Ask")));
 }
 
 function field(query, [name, label, kind]) {
   const [id, value] = [`ask-${name}`, query.get(name) || ""];
   const input = Array.isArray(kind)
-    ? h("select", { id, name }, h("option", { value: "" }, "any"), kind.map((each) => h("option", { value: each, selected: each === value }, each)))
+    ? h("select", { id, name }, h("option", { value: "" }, "any"),
+      kind.map((each) => h("option", { value: each, selected: each === value }, each)))
     : h("input", { id, name, value, autocomplete: "off", spellcheck: "false", ...kind });
   return h("div", { class: "field" }, h("label", { for: id }, label), input);
 }
@@ -87,9 +97,11 @@ function answered(found, study, signal) {
   return [
     h("h2", { tabindex: -1 }, "Answer"),
     h("p", { class: "badges" },
-      h("span", { class: found.verified ? "badge good" : "badge bad" }, found.verified ? "verified: a study matches" : "unverified: the nearest study answers"),
+      found.verified
+        ? h("span", { class: "badge good" }, "verified: a study matches")
+        : h("span", { class: "badge bad" }, "unverified: the nearest study answers"),
       h("span", { class: "badge" }, latency.source),
-      h("span", { class: found.holdout === "failed" ? "badge bad" : found.holdout === "passed" ? "badge good" : "badge" }, `held-out prompts: ${found.holdout}`)),
+      h("span", { class: `badge ${HELD_OUT[found.holdout] || ""}` }, `held-out prompts: ${found.holdout}`)),
     differences(found.differences),
     h("div", { class: "two" },
       h("div", {},
@@ -106,9 +118,15 @@ function answered(found, study, signal) {
           ["Study", h("a", { href: `#/studies/${found.study_id}` }, found.study)],
           ["Measured", moment(found.measured)],
         ]),
-        h("p", {}, h("a", { class: "button", href: `#/studies/${found.study_id}/policies/${policy.id}` }, "Look at its pictures and evidence")),
-        found.notes.length > 0 && [h("h3", {}, "What these figures do not prove"), h("ul", {}, found.notes.map((note) => h("li", {}, note)))]),
-      h("div", {}, h("h3", {}, "Steps and layers"), strip(policy, found.environment), h("h3", {}, "Configuration"), yaml(found.links.exports, signal))),
+        h("p", {}, h("a", { class: "button", href: `#/studies/${found.study_id}/policies/${policy.id}` },
+          "Look at its pictures and evidence")),
+        found.notes.length > 0 && [
+          h("h3", {}, "What these figures do not prove"),
+          h("ul", {}, found.notes.map((note) => h("li", {}, note))),
+        ]),
+      h("div", {},
+        h("h3", {}, "Steps and layers"), strip(policy, found.environment),
+        h("h3", {}, "Configuration"), yaml(found.links.exports, signal))),
   ];
 }
 

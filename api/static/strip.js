@@ -1,7 +1,7 @@
 // Which steps and layers of a policy run quantized: a grid of steps across and layers down.
 
 import { drawnToFit, fill, h, svg } from "./dom.js";
-import { count, percent } from "./format.js";
+import { count, percent, policyText } from "./format.js";
 
 /** The indices of a selector such as "0,1,38-39", as the service writes them. */
 export function indices(selector) {
@@ -25,7 +25,8 @@ export function strip(policy, environment) {
     svg("rect", { class: kind, x: 1, y: 1, width: 15, height: 12 })), h("span", {}, text));
   return h("figure", {}, canvas,
     h("ul", { class: "legend" },
-      policy.native ? null : key("quantized", `${policy.dtype}: ${percent(policy.share_quantized, 0)} of the cells`), key("native", "native")));
+      policy.native ? null : key("quantized", `${policy.dtype}: ${percent(policy.share_quantized, 0)} of the cells`),
+      key("native", "native")));
 }
 
 function drawn(policy, steps, layers, quantized, width) {
@@ -49,7 +50,7 @@ function drawn(policy, steps, layers, quantized, width) {
   ];
   const label = policy.native
     ? "every step and layer is native"
-    : `${count(steps, "step")} across, ${count(layers.length, "layer")} down; native are steps ${policy.skip_steps || "none"} and layers ${policy.skip_layers || "none"}, the rest is ${policy.dtype}`;
+    : `${count(steps, "step")} across, ${count(layers.length, "layer")} down; ${policyText(policy)}`;
   return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     svg("text", { x: 2, y: 12 }, "layer ↓  step →"), cells, numbers);
 }

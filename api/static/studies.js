@@ -56,7 +56,8 @@ function filters(state, model) {
     location.hash = given.length ? `#/?${new URLSearchParams(given)}` : "#/";
   };
   return h("form", { class: "controls", onsubmit: filter },
-    h("span", { class: "pair" }, h("label", { for: "state" }, "State"), h("select", { id: "state", name: "state" }, h("option", { value: "" }, "any"),
+    h("span", { class: "pair" }, h("label", { for: "state" }, "State"), h("select", { id: "state", name: "state" },
+      h("option", { value: "" }, "any"),
       [...new Set([...STATES, ...OF_JOBS])].map((each) => h("option", { value: each, selected: each === state }, each)))),
     h("span", { class: "pair" }, h("label", { for: "model" }, "Model"), h("input", {
       id: "model", name: "model", value: model, autocomplete: "off", spellcheck: "false", placeholder: "any",

@@ -2,7 +2,10 @@
 
 import { getAll, getJson, orWithout, studyPath } from "./api.js";
 import { facts, fill, h, table } from "./dom.js";
-import { count, decibels, engineText, latencyKind, moment, percent, requirementText, workloadText, worstPsnr } from "./format.js";
+import {
+  count, decibels, engineText, latencyKind, moment, percent, policyText, requirementText,
+  workloadText, worstPsnr,
+} from "./format.js";
 import { heat } from "./heat.js";
 import { ALIVE, live, standing } from "./live.js";
 import { plot } from "./plot.js";
@@ -125,13 +128,14 @@ class StudyView {
     if (!best) {
       return [
         h("h2", {}, "No recommendation"),
-        h("p", {}, `No measured policy meets ${this.study.requirement.join(", ")} with a gain beyond noise. Choose a point to look at what there is.`),
+        h("p", {}, `No measured policy meets ${this.study.requirement.join(", ")} with a gain beyond noise, and on `,
+          "held-out prompts where it was checked. Choose a point to look at what there is."),
       ];
     }
     return [
       h("h2", {}, "Recommended"),
       facts([
-        ["Policy", `${best.policy.dtype}, native steps ${best.policy.skip_steps || "none"}, native layers ${best.policy.skip_layers || "none"}`],
+        ["Policy", policyText(best.policy)],
         ["Gain", `${percent(best.latency.gain, 2)} (${best.latency.source})`],
         ["Worst-prompt PSNR", decibels(worstPsnr(best))],
       ]),
@@ -154,10 +158,14 @@ function head(study) {
       ["Latency", h("strong", {}, latencyKind(study))],
       ["Asked for", requirementText(study)],
       ["Noise floor", study.noise_floor_db === undefined ? "not measured yet" : decibels(study.noise_floor_db)],
-      ["Measured", `${study.evaluated} of ${count(study.target, "policy", "policies")}, ${study.generation_equivalents.toFixed(1)} generations of every prompt`],
+      ["Measured", [
+        `${study.evaluated} of ${count(study.target, "policy", "policies")}, `,
+        `${study.generation_equivalents.toFixed(1)} generations of every prompt`,
+      ]],
       ["Last figure", moment(study.updated)],
     ]),
-    study.front_untimed && h("p", { class: "notice" }, `${count(study.front_untimed, "policy", "policies")} may belong on the front by a latency that is only fitted; they are not drawn on it.`),
+    study.front_untimed && h("p", { class: "notice" }, count(study.front_untimed, "policy", "policies"),
+      " may belong on the front by a latency that is only fitted; what is only fitted is not drawn on it."),
   ];
 }
 
@@ -187,7 +195,8 @@ const HELD_OUT = { true: "passed", false: "failed" };
 function frontTable(study) {
   const best = study.recommended?.policy.id;
   return table("The front, fastest first; a policy is written as native steps / native layers", COLUMNS, study.front.map((point) => [
-    link(study, point, best), ...figures(study, point), point.feasible ? "yes" : "no", HELD_OUT[point.holdout_met] ?? "not checked", point.origin,
+    link(study, point, best), ...figures(study, point), point.feasible ? "yes" : "no",
+    HELD_OUT[point.holdout_met] ?? "not checked", point.origin,
   ]));
 }
 

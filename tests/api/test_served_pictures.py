@@ -47,6 +47,33 @@ def test_what_is_kept_comes_back(service: Service, study: str, number: int, key:
         assert (again.status_code, again.content) == (304, b"")
 
 
+def test_a_clip_comes_in_parts(service: Service, study: str) -> None:
+    path = f"{study}/policies/{digest(POLICY)}/cases/0/clip"
+    whole = service.get(path)
+    assert whole.headers["accept-ranges"] == "bytes"
+    size = len(whole.content)
+    for asked, part in (
+        ("0-1", slice(0, 2)),
+        ("3-", slice(3, None)),
+        (f"2-{size + 9}", slice(2, None)),
+        ("1-1", slice(1, 2)),
+    ):
+        answer = service.get(path, headers={"Range": f"bytes={asked}"})
+        assert (answer.status_code, answer.content) == (206, whole.content[part])
+        first = part.start
+        assert answer.headers["content-range"] == f"bytes {first}-{first + len(answer.content) - 1}/{size}"
+        for name in ("etag", "content-type", "content-disposition", "cache-control"):
+            assert answer.headers[name] == whole.headers[name]
+    for headers in (
+        {"Range": "bytes=-2"}, {"Range": f"bytes={size}-"}, {"Range": "bytes=3-1"}, {"Range": "bytes=0-1,3-4"},
+        {"Range": "lines=0-1"}, {"Range": "bytes=0-1", "If-Range": '"other"'}, {"Range": f"bytes={'9' * 5000}-"},
+    ):  # fmt: skip
+        answer = service.get(path, headers=headers)
+        assert (answer.status_code, answer.content) == (200, whole.content), headers
+    both = {"Range": "bytes=0-1", "If-None-Match": whole.headers["etag"]}
+    assert service.get(path, headers=both).status_code == 304
+
+
 @pytest.mark.parametrize(("number", "key"), [(0, "native"), (1, POLICY)])
 def test_single_frames_come_back_without_loss(service: Service, study: str, number: int, key: str) -> None:
     case = f"{study}/policies/{digest(key)}/cases/0/frames"
