@@ -45,10 +45,10 @@ class Terms(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _not_null(cls, given: Any) -> Any:
+    def _as_sent(cls, given: Any) -> Any:
         if given is None:
             raise ValueError("null is no value; leave the field out")
-        return given
+        return [_whole(each) for each in given] if isinstance(given, list) else _whole(given)
 
     def settings(self) -> dict[str, Any]:
         """By the names of `RunSettings`; only what was given."""
@@ -169,6 +169,11 @@ def jobs(query: Annotated[JobsQuery, Query()], backing: Backed) -> dict[str, Any
     page = backing.jobs.page(query.limit, position(query.cursor), query.state)
     more = next_page(page.last, f"{ROOT}/jobs", query.limit, {"state": query.state})
     return {"jobs": list(map(job_document, page.jobs)), **more}
+
+
+def _whole(given: Any) -> Any:
+    """In JSON 8.0 is an integer, too."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
 def _check_allowed(model: str, backing: Backing) -> None:

@@ -51,11 +51,13 @@ def install_problem_handlers(app: FastAPI) -> None:
         return problem(422, "invalid-request", f"{where}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> JSONResponse:
+    def _http(request: Request, error: HTTPException) -> JSONResponse:
         response = problem(
             error.status_code, HTTPStatus(error.status_code).name.lower().replace("_", "-"), error.detail
         )
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = _allowed(request) or response.headers.get("Allow", "")
         return response
 
     @app.exception_handler(Exception)
@@ -63,3 +65,10 @@ def install_problem_handlers(app: FastAPI) -> None:
         # the server's log has the rest; what an unforeseen error says may hold a secret
         _, status, kind = outcome(type(error))
         return problem(status, kind, f"internal error: {type(error).__name__}; the server's log says where")
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all documented routes of a path: the error itself knows of the first alone."""
+    template = getattr(request.scope.get("route"), "path", None)
+    app: FastAPI = request.app
+    return ", ".join(sorted(method.upper() for method in app.openapi()["paths"].get(template, ())))

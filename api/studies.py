@@ -114,9 +114,9 @@ def sensitivity(name: StudyName, backing: Backed) -> dict[str, Any]:
         200: {
             "description": "YAML, or a line of flags; its evidence as comments",
             "content": {
-                media: {"schema": {"type": "string"}, "example": example} for media, example in (
-                    ("application/yaml", "platforms:\n  npu:\n    stages:\n      - stage_id: 0\n"),
-                    ("text/plain", '--diffusion-kv-cache-dtype fp8 --diffusion-kv-cache-skip-steps "0,1"\n'),
+                media: {"schema": {"type": kind}, "example": example} for media, kind, example in (
+                    ("application/yaml", "object", "platforms:\n  npu:\n    stages:\n      - stage_id: 0\n"),
+                    ("text/plain", "string", '--diffusion-kv-cache-dtype fp8 --diffusion-kv-cache-skip-steps "0,1"\n'),
                 )
             },
         },

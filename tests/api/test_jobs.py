@@ -105,6 +105,13 @@ def test_a_workload_of_its_own_settings(service: Service) -> None:
     assert asked(service, **TEXT, **shape)["request"] == {**TEXT, **shape}
 
 
+def test_a_whole_number_may_be_written_with_a_point(service: Service) -> None:
+    once = {"Idempotency-Key": "1"}
+    one = service.request("POST", STUDIES, json={**TEXT, "steps": 8, "seeds": [1], "guidance": 5}, headers=once)
+    other = service.request("POST", STUDIES, json={**TEXT, "steps": 8.0, "seeds": [1.0], "guidance": 5.0}, headers=once)
+    assert (one.status_code, other.status_code) == (202, 202) and one.json() == other.json()
+
+
 def test_what_a_waiting_studys_name_is_made_of(service: Service, landscape: str) -> None:
     one = asked(service, **TEXT)
     other = asked(service, **TEXT, seeds=[1])

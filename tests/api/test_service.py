@@ -212,6 +212,7 @@ def test_routes_and_methods_that_are_not_there(service: Service) -> None:
             response = service.request(method, path, content=b"{")
             problem(response, 405, "method-not-allowed")
             assert "GET" in response.headers["allow"]
+    assert service.request("PUT", "/api/v1/studies").headers["allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize(
