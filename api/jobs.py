@@ -19,6 +19,7 @@ from fa_tuner.worker.requests import check, study_name
 from . import schemas
 from .access import Caller
 from .backing import Backed, Backing, StudyId
+from .fields import JobState, never_null
 from .links import ROOT, study_path
 from .paging import Page, next_page, position
 from .problems import problem_type, problems
@@ -34,7 +35,7 @@ class Terms(BaseModel):
     refused, as it could mean that or "none"."""
 
     # strict: "8" and true are no numbers
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=schemas.never_null)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=never_null)
 
     min_psnr: float | None = Field(None, ge=0, le=100, description="dB against the native baseline", examples=[30])
     quality: Literal["recommended", "good", "strict"] | None = None
@@ -92,7 +93,7 @@ class StudyRequest(Terms):
 
 
 class JobsQuery(Page):
-    state: schemas.JobState | None = None
+    state: JobState | None = None
 
 
 IdempotencyKey = Annotated[

@@ -7,8 +7,8 @@ from http import HTTPStatus
 from typing import Any
 
 from .access import COOKIE
+from .fields import never_null
 from .problems import MEDIA_TYPE
-from .schemas import never_null
 
 HEALTH = "/healthz"  # which nothing guards
 GUARDED = (400, 401, 403, 413, 429)  # what the guard may answer before any other route is looked for

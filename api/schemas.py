@@ -2,43 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import BaseModel, Field
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-21T23:09:48+00:00"])]
-Share = Annotated[float, Field(ge=0, le=1)]
-Dtype = Literal["fp8", "mxfp8", "mxfp4"]
-State = Literal["running", "finished", "interrupted", "failed", "unproven"]
-JobState = Literal["queued", "running", "cancelling", "cancelled", "finished", "failed"]
-
-
-def _no_default(schema: dict[str, Any]) -> None:
-    schema.pop("default", None)
-
-
-# for a field with the default None: a key that may be absent, and is never null
-Left = SkipJsonSchema[None]
-LEFT_OUT = Field(None, json_schema_extra=_no_default)
-
-
-def never_null(schema: dict[str, Any]) -> None:
-    """A request's model, or one parameter's schema, whose optional fields are left out and not sent as null."""
-    for field in schema.get("properties", {"": schema}).values():
-        kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
-        if len(kinds) == 1:
-            del field["anyOf"]
-            field.update(kinds[0])
-        elif kinds:
-            field["anyOf"] = kinds
-        if field.get("default", ...) is None:
-            del field["default"]
-
-
-class Document(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from .fields import LEFT_OUT, Document, Dtype, JobState, Left, Moment, Number, Share, State, no_default
 
 
 class Difference(Document):
@@ -147,7 +115,7 @@ class FrontPoint(MeasuredPolicy):
     feasible: bool = Field(description="whether it meets the study's requirement")
     holdout_met: bool | Left = Field(
         None, description="whether it does so on held-out prompts, too; absent where that was not checked",
-        json_schema_extra=_no_default,
+        json_schema_extra=no_default,
     )  # fmt: skip
 
 
@@ -218,7 +186,7 @@ class Study(Document):
     links: StudyLinks
     latency_profile: str | Left = LEFT_OUT
     noise_floor_db: Number | Left = Field(
-        None, description="absent before the baseline was run", json_schema_extra=_no_default
+        None, description="absent before the baseline was run", json_schema_extra=no_default
     )
 
 
@@ -262,7 +230,7 @@ class Job(Document):
     created: Moment
     updated: Moment
     links: JobLinks
-    problem: str | Left = Field(None, examples=["urn:fa-tune:engine-unavailable"], json_schema_extra=_no_default)
+    problem: str | Left = Field(None, examples=["urn:fa-tune:engine-unavailable"], json_schema_extra=no_default)
 
 
 class Jobs(Document):

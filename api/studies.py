@@ -19,6 +19,7 @@ from fa_tuner.report.sensitivity import sensitivity_document
 
 from . import schemas
 from .backing import Backed, StudyId, StudyName
+from .fields import State
 from .jobs import job_document
 from .links import ROOT, study_links, study_path
 from .paging import Page, next_page, position
@@ -32,7 +33,7 @@ MEDIA_TYPES = {"deploy": "application/yaml", "stage-args": "application/yaml", "
 
 class StudiesQuery(Page):
     model: Model | None = Field(None, description="only of this model")
-    state: schemas.State | None = None
+    state: State | None = None
 
 
 class ExportQuery(Bounds):
