@@ -60,7 +60,9 @@ class GuardedApp(FastAPI):
         self.streams, self.closing = 0, False  # who listens to events; no longer where the service is to end
 
     def openapi(self) -> dict[str, Any]:
-        return complete(super().openapi())
+        if not self.openapi_schema:
+            self.openapi_schema = complete(super().openapi())
+        return self.openapi_schema
 
     def build_middleware_stack(self) -> ASGIApp:
         # outside of FastAPI's own outermost layer, which answers what nobody foresaw
