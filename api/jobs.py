@@ -60,7 +60,9 @@ class StudyRequest(Terms):
     """A workload, and what is wanted of its policies. Engine, device and engine options are the worker's."""
 
     model: Model = Field(description="one that the service allows", examples=["Wan-AI/Wan2.2-T2V-A14B-Diffusers"])
-    revision: str | None = Field(None, min_length=1, max_length=200, description="of a hub model")
+    revision: str | None = Field(
+        None, pattern="^[A-Za-z0-9._-]{1,200}$", description="branch, tag or commit of a hub model; no other reference"
+    )
     prompts: list[Prompt] | None = Field(
         None, max_length=MOST_PROMPTS, description="to search on; left out for a recorded landscape, which has its own",
         examples=[["a red bus in the rain"]],
@@ -153,9 +155,11 @@ def cancel(study_id: StudyId, response: Response, backing: Backed) -> dict[str, 
 def resume(study_id: StudyId, response: Response, backing: Backed, terms: Terms | None = None) -> dict[str, Any]:
     """From where it stopped; with a higher target, or other bounds for what is stored, where the body says so."""
     changes = terms.settings() if terms else {}
+    if "trials" in changes:  # a budget that is spent would end it at once
+        changes.setdefault("budget", None)
     asked = {name: value for name, value in backing.jobs.job(study_id).request.items() if name != "image"}
     _check_allowed(asked["model"], backing)  # which it was once, and may be no longer
-    check({**asked, **changes})
+    check({name: value for name, value in {**asked, **changes}.items() if value is not None})
     job = backing.jobs.resume(study_id, changes)
     response.headers["Location"] = study_path(job.study)
     return job_document(job)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-import threading
+import time
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,15 +50,22 @@ def worker(
 
 def _supervise(settings: WorkerSettings) -> None:
     from fa_tuner.store.database import Database
-    from fa_tuner.worker.processes import Processes, parse_devices
+    from fa_tuner.worker.processes import POLL_SECONDS, Processes, parse_devices
 
     found = parse_devices(settings.devices)
     Database.open(settings.url).close()  # what is wrong with it is said once, and one process migrates it
-    asked = threading.Event()
+    asked = False
     with Processes(found, {"FA_TUNE_STORAGE": settings.url, "FA_TUNE_ARTIFACTS": settings.artifact_root}, _say) as all_:
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            nonlocal asked
+            asked = True
+            all_.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: all_.stop() if asked.is_set() else asked.set())
-        asked.wait()
+            signal.signal(number, stop)
+        while not asked:
+            time.sleep(POLL_SECONDS)
 
 
 def _say(text: str) -> None:

@@ -78,6 +78,8 @@ class Workload:
             raise UsageError(
                 f"prompt {min(shared)[:40]!r} is both searched on and held out; held-out prompts must be new"
             )
+        if "\0" in self.negative_prompt or len(self.negative_prompt) > MAX_PROMPT_CHARACTERS:
+            raise UsageError(f"the negative prompt holds a NUL or exceeds {MAX_PROMPT_CHARACTERS} characters")
         for what, value, least, most in (
             ("height", self.height, 16, 8192),
             ("width", self.width, 16, 8192),

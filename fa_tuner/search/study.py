@@ -6,6 +6,7 @@ by `reconcile`, so that a process killed between the two leaves nothing lost and
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -258,13 +259,22 @@ def open_storage(url: str) -> Any:
     """Optuna's own tables in the store's database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        options = {"connect_args": {"timeout": 30}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        options: dict[str, Any] = {"connect_args": {"timeout": 30}}
+        if not url.startswith("sqlite"):
+            # as the store's own, see there; search and store do not know each other
+            alive = {
+                "keepalives_idle": 30,
+                "keepalives_interval": 10,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 60_000,
+            }
+            options = {"pool_pre_ping": True, "connect_args": alive}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 
 def optuna_url(url: str) -> str:
     """The URL with the driver that this project installs."""
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
 
 
 def delete(storage: str, names: Iterable[str]) -> None:

@@ -20,6 +20,11 @@ from fa_tuner.store.schema import VERSION_TABLE
 
 HEAD = "0004"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
+# a server whose host or network is gone without a word is given up after a minute, not after hours
+POSTGRES_ARGUMENTS: dict[str, Any] = {
+    "application_name": "fa-tune", "connect_timeout": CONNECT_SECONDS, "keepalives_idle": 30,
+    "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000,
+}  # fmt: skip
 IDLE_SECONDS = 20  # within a writing, after which PostgreSQL ends it
 _SERIAL_LOCK = 0x66615F74756E65  # "fa_tune": PostgreSQL's advisory lock for serial writings, migrations too
 
@@ -230,8 +235,7 @@ def _autocommitting(url: URL) -> Engine:
 
 
 def _arguments(url: URL) -> dict[str, Any]:
-    known: dict[str, Any] = {"application_name": "fa-tune", "connect_timeout": CONNECT_SECONDS}
-    return {key: value for key, value in known.items() if key not in url.query}
+    return {key: value for key, value in POSTGRES_ARGUMENTS.items() if key not in url.query}
 
 
 def _revision(connection: Connection) -> str | None:

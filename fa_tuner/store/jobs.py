@@ -18,7 +18,7 @@ from fa_tuner.store import leases, rows
 from fa_tuner.store.claims import Worker, now_of
 from fa_tuner.store.database import Database
 from fa_tuner.store.leases import Lease
-from fa_tuner.store.schema import jobs, studies, workers
+from fa_tuner.store.schema import job_keys, jobs, studies, workers
 
 MAX_ATTEMPTS = 3  # in a row that brought no new evaluation
 Standing = Literal["held", "cancelled", "lost"]
@@ -52,26 +52,30 @@ class Jobs:
         Raises:
             ConflictError: there is a study or a job of that name, or that text made another request.
         """
-        text = json.dumps({"study": study, "workers": workers, **request}, sort_keys=True, allow_nan=False)
-        asked, once = rows.digest(text), None if idempotency is None else rows.digest(idempotency)
+        asked = rows.digest(_text({"study": study, "workers": workers, **request}))
+        once = None if idempotency is None else rows.digest(idempotency)
         with self._database.writing(serial=True) as connection:
             if once is not None:
-                made = connection.execute(sa.select(jobs).where(jobs.c.idempotency_digest == once)).one_or_none()
+                made = connection.execute(sa.select(job_keys).where(job_keys.c.digest == once)).one_or_none()
                 if made is not None and made.request_digest != asked:
                     raise ConflictError("this Idempotency-Key came with another request before; give a new one")
                 if made is not None:
-                    return _job(made), False
+                    return _job(_row(connection, study_id(study))), False
             if connection.scalar(sa.select(studies.c.id).where(studies.c.name == study)) is not None:
                 raise _taken("study", study)
             former = connection.execute(sa.select(jobs).where(jobs.c.study == study)).one_or_none()
             if former is not None and (former.state not in ENDED or leases.at(connection, former.id)):
                 raise _taken("job", study)
-            connection.execute(jobs.delete().where(jobs.c.study == study))
+            if former is not None:
+                leases.drop(connection, leases.gone(connection, former.id))
+                connection.execute(jobs.delete().where(jobs.c.id == former.id))
+            if once is not None:
+                connection.execute(job_keys.insert().values(digest=once, request_digest=asked, study=study))
             now = now_of(connection)
             values = {
                 "study": study, "study_key": study_id(study), "request": _text(request), "workers": workers,
                 "state": "queued", "reason": "", "problem": "", "attempts": 0, "evaluations": 0, "due": now,
-                "tokens": 0, "idempotency_digest": once, "request_digest": asked, "created": now, "updated": now,
+                "tokens": 0, "created": now, "updated": now,
             }  # fmt: skip
             connection.execute(jobs.insert().values(values))
             return _job(_row(connection, study_id(study))), True
@@ -114,6 +118,7 @@ class Jobs:
             row = _row(connection, id)
             if row.state in ENDED:
                 raise ConflictError(f"job {row.study!r} is {row.state} and cannot be cancelled")
+            leases.drop(connection, leases.gone(connection, row.id))  # who comes back would go on
             if leases.at(connection, row.id):
                 leases.settle(connection, row.id, "cancelling", "asked to stop after the running policy")
             else:
@@ -121,7 +126,7 @@ class Jobs:
             return _job(_row(connection, id))
 
     def resume(self, id: str, changes: Mapping[str, Any]) -> Job:
-        """Queue it again, with some of its settings changed.
+        """Queue it again, with some of its settings changed; None takes one away.
 
         Raises:
             NotFoundError: there is none.
@@ -133,7 +138,9 @@ class Jobs:
                 raise ConflictError(f"job {row.study!r} is {row.state}; only one that has ended can be resumed")
             if leases.at(connection, row.id):
                 raise ConflictError(f"a worker is still leaving job {row.study!r}; resume it in a moment")
-            request = {**json.loads(row.request), **changes}
+            leases.drop(connection, leases.gone(connection, row.id))
+            merged = {**json.loads(row.request), **changes}
+            request = {name: value for name, value in merged.items() if value is not None}
             leases.settle(connection, row.id, "queued")
             values = {"request": _text(request), "attempts": 0, "due": now_of(connection)}
             connection.execute(jobs.update().where(jobs.c.id == row.id).values(values))
@@ -159,7 +166,9 @@ class Jobs:
         with self._database.writing(serial=True) as connection:
             row = connection.execute(sa.select(workers).where(workers.c.id == worker.id)).one_or_none()
             if row is not None:
-                leases.bury(connection, row, self._limit)
+                leases.drop(connection, [row])
+                if row.job_id is not None:
+                    leases.leave(connection, row.job_id, f"its worker on {row.device} has ended")
 
     def workers(self) -> list[str]:
         """The devices of the living workers."""
@@ -171,14 +180,13 @@ class Jobs:
         that are gone wait again from here on."""
         with self._database.reading() as connection:  # most often there is nothing, and nobody is kept from writing
             left = leases.gone(connection) or leases.left_cancelling(connection)
-            if not left and leases.due(connection, _keys(connection, refused)) is None:
+            if not left and leases.due(connection, _keys(connection, refused), worker) is None:
                 return None
         with self._database.writing(serial=True) as connection:
-            for dead in leases.gone(connection):
-                leases.bury(connection, dead, self._limit)
+            leases.bury(connection, leases.gone(connection), self._limit)
             for job in leases.left_cancelling(connection):
                 leases.settle(connection, job, "cancelled", "cancelled")
-            row = leases.due(connection, _keys(connection, refused))
+            row = leases.due(connection, _keys(connection, refused), worker)
             if row is None:
                 return None
             connection.execute(jobs.update().where(jobs.c.id == row.id).values(tokens=row.tokens + 1))
@@ -205,31 +213,29 @@ class Jobs:
             leases.end(connection, lease)
             leases.settle(connection, lease.key, "finished", reason)
 
-    def fail(self, lease: Lease, reason: str, problem: str, retry: bool) -> None:
-        """It ended with an error; with `retry` it waits for another attempt. Others may go on."""
+    def fail(self, lease: Lease, reason: str, problem: str, retry: bool) -> bool:
+        """It ended with an error; with `retry` it waits for another attempt. False where others are at it and go on."""
         with self._database.writing(serial=True) as connection:
             leases.end(connection, lease)
             row = _row(connection, lease.job.id)
-            if row.state in ENDED or leases.at(connection, lease.key):
-                return
+            if row.state in ENDED:
+                return True
+            if leases.at(connection, lease.key):
+                leases.settle(connection, lease.key, row.state, f"one of its workers failed: {reason}", problem)
+                return False
             if row.state == "cancelling":
                 leases.settle(connection, lease.key, "cancelled", "cancelled")
             elif retry:
                 leases.again(connection, row, reason, problem, self._limit)
             else:
                 leases.settle(connection, lease.key, "failed", reason, problem)
+            return True
 
     def give_back(self, lease: Lease, reason: str) -> None:
         """The worker stops, or was asked to, or is not the right one: no attempt in vain. Others may go on."""
         with self._database.writing(serial=True) as connection:
             leases.end(connection, lease)
-            row = _row(connection, lease.job.id)
-            if row.state in ENDED or leases.at(connection, lease.key):
-                return
-            if row.state == "cancelling":
-                leases.settle(connection, lease.key, "cancelled", "cancelled")
-            else:
-                leases.settle(connection, lease.key, "queued", reason)
+            leases.leave(connection, lease.key, reason)
 
 
 def _taken(what: str, study: str) -> ConflictError:

@@ -7,6 +7,7 @@ whoever looks next; what it writes afterwards finds no row with its token and is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy import Connection, Row
 from fa_tuner.domain.errors import LeaseLostError
 from fa_tuner.domain.job import Job
 from fa_tuner.domain.study import StudyState
+from fa_tuner.store import rows
 from fa_tuner.store.claims import Worker, is_stale, now_of
 from fa_tuner.store.schema import evaluations, jobs, studies, workers
 
@@ -81,9 +83,10 @@ def living(connection: Connection) -> list[Row[Any]]:
     return [row for row in _all(connection) if not is_stale(row, now_of(connection))]
 
 
-def gone(connection: Connection) -> list[Row[Any]]:
-    """The rows of workers that are not."""
-    return [row for row in _all(connection) if is_stale(row, now_of(connection))]
+def gone(connection: Connection, job: int | None = None) -> list[Row[Any]]:
+    """The rows of workers that are not, or of those alone that were at the job."""
+    where = () if job is None else (workers.c.job_id == job,)
+    return [row for row in _all(connection, *where) if is_stale(row, now_of(connection))]
 
 
 def left_cancelling(connection: Connection) -> list[int]:
@@ -92,16 +95,34 @@ def left_cancelling(connection: Connection) -> list[int]:
     return [job for job in asked if not at(connection, job)]
 
 
-def bury(connection: Connection, row: Row[Any], limit: int) -> None:
-    """Delete the row of a worker that is gone; the job that it was at waits for another, unless others are at it."""
-    connection.execute(workers.delete().where(workers.c.id == row.id))
-    if row.job_id is None or at(connection, row.job_id):
+def bury(connection: Connection, dead: Sequence[Row[Any]], limit: int) -> None:
+    """Delete the rows of workers that are gone; a job that one was at waits for another, unless others are at it."""
+    # all rows before any job: one that comes back holds its row, and waits for what a job's end locks
+    drop(connection, dead)
+    for row in dead:
+        job = connection.execute(sa.select(jobs).where(jobs.c.id == row.job_id)).one_or_none()
+        if job is None or at(connection, job.id):
+            continue
+        if job.state == "cancelling":
+            settle(connection, job.id, "cancelled", "cancelled")
+        elif job.state == "running":
+            again(connection, job, f"its worker on {row.device} ended without a word", "internal", limit, at_once=True)
+
+
+def drop(connection: Connection, dead: Sequence[Row[Any]]) -> None:
+    """Delete these rows of workers; what such a worker still writes of its job is refused."""
+    connection.execute(workers.delete().where(workers.c.id.in_([row.id for row in dead])))
+
+
+def leave(connection: Connection, job: int, reason: str) -> None:
+    """Who was at the job is not any more: it waits for another, unless others are at it or it has ended."""
+    if at(connection, job):
         return
-    job = connection.execute(sa.select(jobs).where(jobs.c.id == row.job_id)).one()
-    if job.state == "cancelling":
-        settle(connection, job.id, "cancelled", "cancelled")
-    elif job.state == "running":
-        again(connection, job, f"its worker on {row.device} ended without a word", "internal", limit, at_once=True)
+    state = connection.scalar(sa.select(jobs.c.state).where(jobs.c.id == job))
+    if state == "cancelling":
+        settle(connection, job, "cancelled", "cancelled")
+    elif state == "running":
+        settle(connection, job, "queued", reason)
 
 
 def again(connection: Connection, job: Row[Any], reason: str, problem: str, limit: int, at_once: bool = False) -> None:
@@ -121,6 +142,7 @@ def again(connection: Connection, job: Row[Any], reason: str, problem: str, limi
 
 def settle(connection: Connection, job: int, state: str, reason: str = "", problem: str = "") -> None:
     """Say how the job stands, and why; a study that nobody is at any more is not left running."""
+    reason = rows.legible(reason)  # an error may tell what no database keeps
     values = {"state": state, "reason": reason, "problem": problem, "updated": now_of(connection)}
     name = connection.scalar(jobs.update().where(jobs.c.id == job).values(values).returning(jobs.c.study))
     if left := _LEFT.get(state):
@@ -128,13 +150,15 @@ def settle(connection: Connection, job: int, state: str, reason: str = "", probl
         connection.execute(deserted.values(state=left, reason=reason))
 
 
-def due(connection: Connection, refused: set[int]) -> Row[Any] | None:
-    """The job that is to be taken next: the one that waited longest, else one that may have more workers than it
-    has."""
+def due(connection: Connection, refused: set[int], worker: Worker) -> Row[Any] | None:
+    """The job that this worker is to take next: the one that waited longest, else one that may have more workers than
+    it has. A worker that asks is at none, whatever its row says."""
     # of a job in the state "running" nobody may be left; then it is open to one, too
     wanted = sa.select(jobs).where(jobs.c.state.in_(("queued", "running")), jobs.c.id.not_in(refused))
     counts: dict[int, int] = {}
     for row in living(connection):
+        if row.id == worker.id:
+            continue
         counts[row.job_id] = counts.get(row.job_id, 0) + 1
     now: datetime = now_of(connection)
     found = connection.execute(wanted.where(jobs.c.due <= now).order_by(jobs.c.state, jobs.c.due, jobs.c.id))

@@ -58,7 +58,7 @@ def is_name(text: str) -> bool:
 
 def is_text(text: str) -> bool:
     """Whether a database can keep it as it is: no NUL, no half of a surrogate pair."""
-    return _legible(text) == text
+    return legible(text) == text
 
 
 # --- the way in ---------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def study_values(spec: StudySpec) -> Values:
 
 
 def state_values(state: str, reason: str) -> Values:
-    return {"state": _text("state", state), "reason": _legible(reason)}
+    return {"state": _text("state", state), "reason": legible(reason)}
 
 
 def baseline_values(baseline: Baseline) -> Values:
@@ -123,7 +123,7 @@ def evaluation_values(evaluation: Evaluation) -> Values:
         "skip_steps": str(policy.skip_steps),
         "skip_layers": str(policy.skip_layers),
         "origin": _text("origin", evaluation.origin),
-        "reason": _legible(evaluation.reason),
+        "reason": legible(evaluation.reason),
     }
     if measurement is None:
         return values
@@ -151,7 +151,7 @@ def latency_values(latency: Latency) -> Values:
         "latency_spread": _finite("latency spread", latency.spread),
         "latency_repeats": whole("repeats", latency.repeats),
         "latency_end_to_end_seconds": _finite_or_none("end-to-end seconds", latency.end_to_end_seconds),
-        "latency_detail": _legible(latency.detail),
+        "latency_detail": legible(latency.detail),
     }
 
 
@@ -208,7 +208,7 @@ def _text(what: str, value: str) -> str:
     return value
 
 
-def _legible(text: str) -> str:
+def legible(text: str) -> str:
     """Free text, such as an engine's last words: odd characters must not cost the evaluation."""
     return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
 

@@ -221,19 +221,24 @@ jobs = sa.Table(
     sa.Column("evaluations", sa.BigInteger, nullable=False),
     sa.Column("due", UtcDateTime, nullable=False),
     sa.Column("tokens", sa.BigInteger, nullable=False),
-    # of the request that made it, where that had an Idempotency-Key
-    sa.Column("idempotency_digest", sa.String(64)),
-    sa.Column("request_digest", sa.String(64), nullable=False),
     sa.Column("created", UtcDateTime, nullable=False),
     sa.Column("updated", UtcDateTime, nullable=False),
     sa.UniqueConstraint("study", name="uq_fa_tune_jobs_study"),
     sa.UniqueConstraint("study_key", name="uq_fa_tune_jobs_study_key"),
-    sa.UniqueConstraint("idempotency_digest", name="uq_fa_tune_jobs_idempotency"),
     sa.CheckConstraint(
         "state IN ('queued', 'running', 'cancelling', 'cancelled', 'finished', 'failed')", name="ck_fa_tune_jobs_state"
     ),
     sa.CheckConstraint("workers >= 1 AND attempts >= 0 AND tokens >= 0", name="ck_fa_tune_jobs_counts"),
     sa.Index("ix_fa_tune_jobs_state", "state", "due"),
+)
+
+# Which request came with which Idempotency-Key, and for which study: for good, also where its job was replaced.
+job_keys = sa.Table(
+    "fa_tune_job_keys",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column("request_digest", sa.String(64), nullable=False),
+    sa.Column("study", sa.String(200), nullable=False),
 )
 
 # A worker that waits for jobs or is at one. `token` counts the leases of its job: each is larger than those before.

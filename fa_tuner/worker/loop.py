@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0  # between looks for a job
 STORE_SECONDS = 5.0  # after the store failed
+BESIDE_SECONDS = 300.0  # before one that failed at a study that others are at joins them again
 _TRANSIENT = (EngineError, StoreError)  # of which another attempt may be spared
 
 
@@ -60,7 +61,7 @@ class WorkerLoop:
         self._device = _named(settings.worker_device)
         self._worker = Worker.of_this_process()
         self._artifacts = Artifacts(settings.artifact_root, settings.artifact_quota_mb * 2**20)
-        self._refused: set[str] = set()  # of another environment than this worker's
+        self._refused: dict[str, float] = {}  # studies that are left to others, and until when
         self._stopping, self._busy = _Stopping(settings.worker_parent), False
 
     def run(self, until_idle: bool = False) -> None:
@@ -95,7 +96,7 @@ class WorkerLoop:
     def _take_all(self, jobs: Jobs, until_idle: bool) -> None:
         while not self._stopping.is_set():
             try:
-                lease = jobs.take(self._worker, self._device, frozenset(self._refused))
+                lease = jobs.take(self._worker, self._device, self._left_to_others())
             except StoreError as error:
                 self._say(f"{error}; trying again")
                 self._stopping.wait(STORE_SECONDS)
@@ -118,6 +119,9 @@ class WorkerLoop:
                 return None
             except StoreError as error:
                 self._say(f"{error}; trying again")
+            except Exception:  # nobody foresaw it; the job is open to others as soon as this worker takes another
+                self._say(traceback.format_exc())
+                return None
             if self._stopping.is_set():
                 return None  # once this process is gone, another worker takes the job
             self._stopping.wait(STORE_SECONDS)
@@ -137,7 +141,7 @@ class WorkerLoop:
             self._say(f"study {name}: {lost}")
             return lambda: None
         except OtherEnvironmentError as error:
-            self._refused.add(name)
+            self._refused[name] = math.inf
             self._say(f"study {name}: {error}")
             told = f"waits for a worker in its environment; that on {self._device} is in another: {error}"
             return lambda: jobs.give_back(lease, told)
@@ -145,13 +149,21 @@ class WorkerLoop:
             told, problem = str(error), outcome(type(error)).problem_type
             retry = isinstance(error, _TRANSIENT)
             self._say(f"study {name}: {told}")
-            return lambda: jobs.fail(lease, told, problem, retry)
+            return lambda: self._fail(jobs, lease, told, problem, retry)
         except Exception as error:  # nobody foresaw it; one job must not end the worker
             self._say(traceback.format_exc())
             told = f"internal error: {type(error).__name__}; the worker's log says where"
-            return lambda: jobs.fail(lease, told, "internal", True)
+            return lambda: self._fail(jobs, lease, told, "internal", True)
         self._say(f"study {name}: finished ({reason})")
         return lambda: jobs.finish(lease, reason)
+
+    def _fail(self, jobs: Jobs, lease: Lease, told: str, problem: str, retry: bool) -> None:
+        if not jobs.fail(lease, told, problem, retry):
+            self._refused[lease.job.study] = time.monotonic() + BESIDE_SECONDS
+
+    def _left_to_others(self) -> frozenset[str]:
+        now = time.monotonic()
+        return frozenset(name for name, until in self._refused.items() if until > now)
 
     def _tune(self, jobs: Jobs, lease: Lease) -> str:
         with tempfile.TemporaryDirectory(prefix="fa-tune-job-") as folder:
@@ -161,17 +173,23 @@ class WorkerLoop:
             return tune(request, store, self._artifacts, observer, self._settings.url).reason
 
 
-class _Stopping(threading.Event):
-    """Set by a signal, or where the process that started this one is gone."""
+class _Stopping:
+    """Asked for by a signal, or by the end of the process that started this one."""
 
     def __init__(self, parent: int | None) -> None:
-        super().__init__()
-        self._parent = parent
+        self._asked, self._parent = False, parent  # no Event: a signal may come while its lock is held
+
+    def set(self) -> None:
+        self._asked = True
 
     def is_set(self) -> bool:
-        if self._parent is not None and os.getppid() != self._parent:
-            self.set()
-        return super().is_set()
+        return self._asked or (self._parent is not None and os.getppid() != self._parent)
+
+    def wait(self, seconds: float) -> None:
+        """At most so long."""
+        deadline = time.monotonic() + seconds
+        while not self.is_set() and time.monotonic() < deadline:
+            time.sleep(min(0.1, seconds))
 
 
 def _named(device: str | None) -> str:
@@ -181,7 +199,7 @@ def _named(device: str | None) -> str:
 class _Standing:
     """Whether a worker is to leave its job; the store is asked at most once a second."""
 
-    def __init__(self, stopping: threading.Event, jobs: Jobs, lease: Lease) -> None:
+    def __init__(self, stopping: _Stopping, jobs: Jobs, lease: Lease) -> None:
         self._stopping, self._jobs, self._lease = stopping, jobs, lease
         self._asked, self._left = float("-inf"), False
 

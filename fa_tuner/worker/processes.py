@@ -17,6 +17,7 @@ from fa_tuner.domain.errors import UsageError
 PARENT = "FA_TUNE_WORKER_PARENT"  # the process that started the worker, and without which it ends
 DEVICE = "FA_TUNE_WORKER_DEVICE"
 RESTART_SECONDS = 5.0
+POLL_SECONDS = 0.2
 _VISIBLE = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 _FORM = re.compile(r"(npu|cuda):(\d{1,3}(?:\+\d{1,3})*)|cpu", re.ASCII)
 
@@ -72,7 +73,7 @@ class Processes:
         self._devices, self._environment, self._say = devices, environment, say
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._asked: set[int] = set()  # the process ids of those that know that they are to stop
-        self._ending = threading.Event()
+        self._ending = False  # no Event: a signal may come while its lock is held
         self._watching = threading.Thread(target=self._watch, name="watches workers", daemon=True)
 
     def __enter__(self) -> Processes:
@@ -82,7 +83,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ending.set()
+        self._ending = True
         self._watching.join()  # who might be starting one
         self._ask([process for process in self._running.values() if process.pid not in self._asked])
         for process in self._running.values():
@@ -90,7 +91,7 @@ class Processes:
 
     def stop(self) -> None:
         """Ask them to stop; asked once more, they stop at once."""
-        self._ending.set()
+        self._ending = True
         self._ask(list(self._running.values()))
 
     def _ask(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -112,14 +113,18 @@ class Processes:
 
     def _watch(self) -> None:
         due: dict[int, float] = {}
-        while not self._ending.wait(0.2):
+        while not self._ending:
+            time.sleep(POLL_SECONDS)
             for index, process in self._running.items():
                 if process.poll() is not None and index not in due:
                     device = self._devices[index]
                     where = f" on {device.name}" if device else ""
                     self._say(f"worker{where} ended with {process.returncode}; starting another")
                     due[index] = time.monotonic() + RESTART_SECONDS
-            for index in [index for index, when in due.items() if when <= time.monotonic()]:
+            for index in [index for index, when in due.items() if when <= time.monotonic() and not self._ending]:
                 del due[index]
-                if not self._ending.is_set():
+                try:
                     self._start(index)
+                except OSError as error:  # such as too many processes
+                    self._say(f"a worker cannot be started: {error}; trying again")
+                    due[index] = time.monotonic() + RESTART_SECONDS

@@ -342,6 +342,72 @@ def test_one_that_gets_on_is_tried_again_however_often_it_fails(jobs: Jobs, data
     assert standing_of(jobs) == ("failed", 3)
 
 
+def test_one_that_fails_beside_others_leaves_the_job_to_them(jobs: Jobs) -> None:
+    jobs.submit("s", REQUEST, 2)
+    one, other = taken(jobs), taken(jobs)
+    assert not jobs.fail(other, "no memory left", "engine-unavailable", True)
+    job = jobs.job(one.job.id)
+    assert (job.state, job.attempts) == ("running", 0)
+    assert job.reason == "one of its workers failed: no memory left"
+    jobs.finish(one, "budget")
+    assert (jobs.job(one.job.id).reason, jobs.job(one.job.id).problem) == ("budget", "")
+
+
+def test_what_no_database_keeps_may_be_the_reason(jobs: Jobs, database: Database) -> None:
+    jobs.submit("s", REQUEST)
+    lease = taken(jobs)
+    Store(database).create_study(a_spec("s"), 4)
+    jobs.fail(lease, "bad \0 and \ud800", "internal", False)
+    assert jobs.job(lease.job.id).reason.startswith("bad ") and Store(database).study("s").state == "failed"
+
+
+def test_a_taking_whose_answer_was_lost_is_taken_again(jobs: Jobs) -> None:
+    jobs.submit("s", REQUEST)
+    worker = a_worker()
+    taken(jobs, worker)  # as if the connection had broken just after the commit
+    assert jobs.take(a_worker(), "there") is None
+    assert taken(jobs, worker).token == 2
+
+
+@pytest.mark.parametrize("how", ["cancel", "resume", "submit"])
+def test_who_comes_back_after_a_cancellation_ends_nothing(jobs: Jobs, database: Database, how: str) -> None:
+    jobs.submit("s", REQUEST)
+    late = taken(jobs, elsewhere())
+    silent(database, late.worker)
+    assert jobs.cancel(late.job.id).state == "cancelled"
+    if how == "resume":
+        jobs.resume(late.job.id, {"trials": 50})
+    elif how == "submit":
+        jobs.submit("s", REQUEST)
+    assert not jobs.beat(late.worker, "x")
+    assert jobs.standing(late) == "lost"
+    with pytest.raises(LeaseLostError):
+        jobs.finish(late, "budget")
+    assert standing_of(jobs)[0] == ("cancelled" if how == "cancel" else "queued")
+
+
+def test_an_idempotency_key_outlives_the_job_that_it_made(jobs: Jobs) -> None:
+    jobs.submit("s", REQUEST, 1, "k")
+    jobs.cancel(study_id("s"))
+    other = {**REQUEST, "trials": 5}
+    jobs.submit("s", other, 1, "another")
+    job, new = jobs.submit("s", REQUEST, 1, "k")  # a late repetition: what there is now, and nothing begins
+    assert not new and job.request == other
+    jobs.cancel(study_id("s"))
+    assert jobs.submit("s", REQUEST, 1, "k")[0].state == "cancelled"
+
+
+def test_several_that_are_gone_at_once_are_one_attempt_in_vain(jobs: Jobs, database: Database) -> None:
+    jobs.submit("s", REQUEST, 3)
+    dead = [elsewhere() for _ in range(3)]
+    for worker in dead:
+        taken(jobs, worker)
+    for worker in dead:
+        silent(database, worker)
+    assert taken(jobs).token == 4
+    assert standing_of(jobs) == ("running", 1)
+
+
 def test_what_is_given_back_is_no_attempt(jobs: Jobs) -> None:
     jobs.submit("s", REQUEST)
     for _ in range(5):
@@ -359,7 +425,10 @@ def test_a_waiting_job_is_cancelled_at_once_and_resumed(jobs: Jobs) -> None:
     assert (again.state, again.request) == ("queued", {**REQUEST, "trials": 9})
     with pytest.raises(ConflictError, match="is queued"):
         jobs.resume(study_id("s"), {})
-    assert taken(jobs).job.request["trials"] == 9
+    lease = taken(jobs)
+    assert lease.job.request["trials"] == 9
+    jobs.finish(lease, "budget")
+    assert "trials" not in jobs.resume(study_id("s"), {"trials": None}).request
 
 
 def test_a_running_job_is_cancelled_by_its_worker(jobs: Jobs) -> None:
@@ -459,6 +528,7 @@ def test_one_that_retires_with_a_job_leaves_it_to_others(jobs: Jobs) -> None:
     jobs.submit("s", REQUEST)
     lease = taken(jobs)
     jobs.retire(lease.worker)
+    assert standing_of(jobs) == ("queued", 0)
     assert taken(jobs).token == 2
 
 

@@ -224,7 +224,7 @@ def test_who_lost_the_lease_writes_nothing_more(yard: Yard) -> None:
         assert store.claimed("s") == {}  # nothing is kept from the other one
         (row,) = _rows(jobs)
         with jobs._database.writing() as connection:
-            leases.bury(connection, row, 3)
+            leases.bury(connection, [row], 3)
     yard.work()
     yard.assert_whole()
 

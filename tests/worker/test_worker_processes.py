@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -118,6 +119,24 @@ def test_one_that_is_killed_is_started_again(
     assert living(yard) == [] and "Traceback" not in capfd.readouterr().err
 
 
+def test_one_that_cannot_be_started_is_tried_again(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "RESTART_SECONDS", 0.1)
+    said: list[str] = []
+    original, failures = subprocess.Popen, [OSError("too many processes")]
+
+    def popen(*arguments: Any, **named: Any) -> Any:
+        if len(said) == 1 and failures:
+            raise failures.pop()
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    with Processes([None], {"FA_TUNE_STORAGE": yard.url}, said.append):
+        wait_for(lambda: len(living(yard)) == 1)
+        psutil.Process().children()[0].send_signal(signal.SIGKILL)
+        wait_for(lambda: len(said) == 2 and len(living(yard)) == 1)
+    assert said[1] == "a worker cannot be started: too many processes; trying again"
+
+
 @pytest.mark.parametrize("arguments", [("worker", "--devices", "cpu"), ("serve", "--port", "0", "--with-worker")])
 def test_without_who_started_it_a_worker_ends(yard: Yard, command: Command, arguments: tuple[str, ...]) -> None:
     parent = command(*arguments)
@@ -132,6 +151,7 @@ def test_without_who_started_it_a_worker_ends(yard: Yard, command: Command, argu
 SLOW = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from fa_tuner.cli import main
 from fa_tuner.engines.replay import ReplayEngine
 from fa_tuner.store import claims

@@ -29,13 +29,10 @@ def upgrade() -> None:
         sa.Column("evaluations", sa.BigInteger, nullable=False),
         sa.Column("due", sa.DateTime(timezone=True), nullable=False),
         sa.Column("tokens", sa.BigInteger, nullable=False),
-        sa.Column("idempotency_digest", sa.String(64)),
-        sa.Column("request_digest", sa.String(64), nullable=False),
         sa.Column("created", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
         sa.UniqueConstraint("study", name="uq_fa_tune_jobs_study"),
         sa.UniqueConstraint("study_key", name="uq_fa_tune_jobs_study_key"),
-        sa.UniqueConstraint("idempotency_digest", name="uq_fa_tune_jobs_idempotency"),
         sa.CheckConstraint(
             "state IN ('queued', 'running', 'cancelling', 'cancelled', 'finished', 'failed')",
             name="ck_fa_tune_jobs_state",
@@ -43,6 +40,12 @@ def upgrade() -> None:
         sa.CheckConstraint("workers >= 1 AND attempts >= 0 AND tokens >= 0", name="ck_fa_tune_jobs_counts"),
     )
     op.create_index("ix_fa_tune_jobs_state", "fa_tune_jobs", ["state", "due"])
+    op.create_table(
+        "fa_tune_job_keys",
+        sa.Column("digest", sa.String(64), primary_key=True),
+        sa.Column("request_digest", sa.String(64), nullable=False),
+        sa.Column("study", sa.String(200), nullable=False),
+    )
     op.create_table(
         "fa_tune_workers",
         sa.Column("id", sa.String(32), primary_key=True),
