@@ -24,7 +24,7 @@ def worker(
     artifacts: Annotated[
         str | None, typer.Option("--artifacts", help="Folder or URL for frames.", show_default=False)
     ] = None,
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when nothing is left to do.")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="End when no study is due.")] = False,
 ) -> None:
     """Tune the studies that the service is asked for, one at a time on each device, until Ctrl-C or SIGTERM.
 

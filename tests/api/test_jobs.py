@@ -412,6 +412,20 @@ def test_terms_that_a_study_cannot_get(service: Service, terms: dict[str, Any]) 
     assert strict_json(service.get(job["links"]["study"]))["state"] == "cancelled"
 
 
+def test_a_higher_target_lifts_a_budget_that_is_not_given_anew(service: Service) -> None:
+    """One that is spent would end the study before it goes on."""
+    job = asked(service, **TEXT, budget="10m")
+    for body, budget in (({}, "10m"), ({"trials": 9, "budget": "1h"}, "1h"), ({"trials": 10}, None)):
+        service.request("POST", job["links"]["cancel"])
+        answer = service.request("POST", job["links"]["resume"], json=body)
+        assert strict_json(answer)["request"].get("budget") == budget
+
+
+@pytest.mark.parametrize("revision", ["refs/pr/7", "a\0b", "", "../x", "a b", "x" * 201])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(service: Service, revision: str) -> None:
+    problem(service.request("POST", STUDIES, json={**TEXT, "revision": revision}), 422, "invalid-request")
+
+
 def test_a_model_that_may_not_be_asked_for_any_more_is_not_resumed(settings: ServiceSettings, service: Service) -> None:
     job = asked(service, **TEXT)
     service.request("POST", job["links"]["cancel"])
