@@ -45,8 +45,9 @@ def create_app(settings: ServiceSettings | None = None) -> GuardedApp:
     recommendations.install_no_match_handler(app)
     install_administration(app)
 
+    # async, so that it never waits for a thread
     @app.get("/healthz", summary="Whether the service runs; asks no database", tags=["health"])
-    def healthz() -> schemas.Health:
+    async def healthz() -> schemas.Health:
         return schemas.Health(status="ok")
 
     for part in (recommendations, studies, pictures, jobs, events, images, page):

@@ -23,7 +23,7 @@ from fa_tuner.store.repository import Store
 
 from . import schemas
 from .links import recommendation_links
-from .stills import Stills
+from .stills import FewAtOnce, Stills
 from .turns import Turns
 
 
@@ -57,6 +57,7 @@ class Backing:
         self._memory: Memory[Answer] | None = None
         self._artifacts: Artifacts | None = None
         self.stills = Stills(lambda *name: self.artifacts.frames(*name))
+        self.few = FewAtOnce()
         self._stamps = Turns[tuple[Any, ...]]()
 
     @property

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from fa_tuner.domain.errors import DocumentError
@@ -42,7 +42,7 @@ async def send(request: Request, backing: Backed) -> dict[str, Any]:
     content = await request.body()
     if re.match(MEDIA_TYPES[media_type], content, re.DOTALL) is None:
         raise DocumentError(f"what was sent is no {media_type}")
-    return await run_in_threadpool(_kept, content, backing)
+    return await backing.few.run(partial(_kept, content, backing))
 
 
 def _kept(content: bytes, backing: Backed) -> dict[str, Any]:

@@ -41,10 +41,14 @@ def _responses(media_type: str, description: str) -> dict[int | str, dict[str, A
     openapi_extra={"parameters": [IF_NONE_MATCH, RANGE]},
     responses={206: _binary("video/mp4", "The range that was asked for"), **_responses("video/mp4", "H.264")},
 )  # fmt: skip
-def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
+async def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
     """Kept of the baseline and of the policies on the front."""
-    content = backing.artifacts.clip(name, backing.evaluation(name, policy_id).policy.key, case)
-    return in_part(request, _kept(request, content, "video/mp4", name, policy_id, case, "mp4"))
+
+    def answer() -> Response:
+        content = backing.artifacts.clip(name, backing.evaluation(name, policy_id).policy.key, case)
+        return in_part(request, _kept(request, content, "video/mp4", name, policy_id, case, "mp4"))
+
+    return await backing.few.run(answer)
 
 
 @router.get(
@@ -52,25 +56,33 @@ def clip(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed
     openapi_extra={"parameters": [IF_NONE_MATCH]},
     responses=_responses("application/zip", "npz with `frames`, uint8 RGB [frames, height, width, 3]"),
 )  # fmt: skip
-def frames(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
+async def frames(name: StudyName, policy_id: PolicyId, case: CaseNumber, backing: Backed, request: Request) -> Response:
     """Kept of the baseline and of the policies on the front."""
-    content = backing.artifacts.packed_frames(name, backing.evaluation(name, policy_id).policy.key, case)
-    return _kept(request, content, "application/zip", name, policy_id, case, "npz")
+
+    def answer() -> Response:
+        content = backing.artifacts.packed_frames(name, backing.evaluation(name, policy_id).policy.key, case)
+        return _kept(request, content, "application/zip", name, policy_id, case, "npz")
+
+    return await backing.few.run(answer)
 
 
 @router.get(
     "/frames/{index}", summary="One frame without loss (PNG)", response_class=Response,
     openapi_extra={"parameters": [IF_NONE_MATCH]}, responses=_responses("image/png", "RGB, 8 bits a channel"),
 )  # fmt: skip
-def frame(
+async def frame(
     name: StudyName, policy_id: PolicyId, case: CaseNumber, index: FrameIndex, backing: Backed, request: Request
 ) -> Response:
     """As `frames`, one at a time; the study's `workload.frames` says how many there are."""
-    kept = backing.stills.frames(name, backing.evaluation(name, policy_id).policy.key, case)
-    if kept is not None and index >= len(kept):
-        raise NotFoundError(f"case {case} has {len(kept)} frames, counted from 0; there is no frame {index}")
-    content = None if kept is None else png(kept, index)
-    return _kept(request, content, "image/png", name, policy_id, case, f"{index}.png")
+
+    def answer() -> Response:
+        kept = backing.stills.frames(name, backing.evaluation(name, policy_id).policy.key, case)
+        if kept is not None and index >= len(kept):
+            raise NotFoundError(f"case {case} has {len(kept)} frames, counted from 0; there is no frame {index}")
+        content = None if kept is None else png(kept, index)
+        return _kept(request, content, "image/png", name, policy_id, case, f"{index}.png")
+
+    return await backing.few.run(answer)
 
 
 def _kept(

@@ -7,6 +7,7 @@ the body. What is refused is refused before any route is looked for, so that nob
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,8 @@ from .openapi import HEALTH, complete
 from .problems import problem
 from .turns import Turns
 
+log = logging.getLogger("uvicorn.error")  # the server's
+UNAVAILABLE = "the store is not available; the server's log says why"  # and where it is, which a stranger is not told
 SAFE = ("GET", "HEAD", "OPTIONS")
 KEYS = "/api/v1/keys"
 READERS_TOO = ("/login", "/logout")  # changes that every key may make
@@ -115,8 +118,9 @@ class Guard:
             answer = _answer(refused, scope)
             await answer(scope, receive, send_guarded)
         except FaTuneError as error:
+            log.error("nobody can be let in: %s", error)
             _, status, kind = outcome(type(error))
-            await problem(status, kind, str(error))(scope, receive, send_guarded)
+            await problem(status, kind, UNAVAILABLE)(scope, receive, send_guarded)
         else:
             try:
                 await self.app(scope, body.receive, body.unless_exceeded(send_guarded))

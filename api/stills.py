@@ -6,7 +6,9 @@ import io
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 if TYPE_CHECKING:
     from fa_tuner.store.artifacts import Frames
@@ -14,7 +16,19 @@ if TYPE_CHECKING:
 MOST_BYTES = 256 * 2**20  # of unpacked frames; of 480x832x81 two policies', which is what is compared
 BELIEVED = 60.0  # seconds after which an archive is read again: a study may be deleted and tuned anew
 
+MOST_AT_ONCE = 2  # large files and pictures that are read, unpacked or decoded; the threads of the rest stay free
+T = TypeVar("T")
 Name = tuple[str, str, int]  # study, key of the policy, case
+
+
+class FewAtOnce:
+    """Runs what takes long in threads of its own, of which there are `MOST_AT_ONCE`."""
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(MOST_AT_ONCE)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return await to_thread.run_sync(call, limiter=self._limiter)
 
 
 class Stills:

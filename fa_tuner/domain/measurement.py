@@ -156,16 +156,16 @@ class Constraint:
             )
         metric, op, number = match.groups()
         if metric not in METRICS:
-            raise UsageError(f"constraint on unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+            raise UsageError(f"constraint on unknown metric {metric[:60]!r}; choose one of {', '.join(METRICS)}")
         wanted = ">=" if metric in HIGHER_IS_BETTER else "<="
         if op != wanted:
-            raise UsageError(f"constraint {text.strip()!r} points the wrong way; {metric} takes {wanted}")
+            raise UsageError(f"constraint {text.strip()[:60]!r} points the wrong way; {metric} takes {wanted}")
         try:
             value = float(number)
         except ValueError:
-            raise UsageError(f"constraint {text.strip()!r}: {number!r} is not a number") from None
+            raise UsageError(f"constraint {text.strip()[:60]!r}: {number[:60]!r} is not a number") from None
         if not math.isfinite(value):
-            raise UsageError(f"constraint {text.strip()!r}: the bound must be finite")
+            raise UsageError(f"constraint {text.strip()[:60]!r}: the bound must be finite")
         return cls(metric, ">=" if wanted == ">=" else "<=", value)
 
     def violation(self, value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -40,7 +41,8 @@ class Reading(Protocol):
 class Stamped(Studies, Protocol):
     """What this module needs of the store."""
 
-    def study(self, name: str) -> Study: ...
+    def stamped(self, name: str) -> tuple[Any, Study]: ...
+    def stamped_of(self, model: str) -> list[tuple[Any, Study]]: ...
     def reading(self, name: str, before: Any = None) -> Any: ...
     def stamp(self, name: str) -> Any: ...
     def stamps(self, model: str) -> tuple[Any, ...]: ...
@@ -49,17 +51,20 @@ class Stamped(Studies, Protocol):
 class Memory(Generic[A]):
     """Answers as the store would. What it hands out is shared: nobody may change it. Safe from several threads.
 
-    A stamp is read first and goes with what is read after it. What was changed in between is kept under a stamp that
-    never comes again, so that it is read anew.
+    A study is read with the stamp that it has then, since a stamp may come again: a study may be finished, run, and be
+    finished. With a new figure none does; so of figures a stamp is read first and goes with what is read after it, and
+    those that were changed in between are kept under a stamp that never comes again.
     """
 
     def __init__(self, store: Stamped, render: Callable[[Recommendation], A]) -> None:
         """Recommendations are kept as `render` gives them."""
         self._store, self._render, self._working = store, render, threading.Lock()
+        self._numbering, self._numbers = threading.Lock(), itertools.count()
+        self._current = _Latest[tuple[tuple[Stamp, ...], int]](MOST_STUDIES)  # by model, what its answers hang on
         self._studies = _Latest[Study](MOST_STUDIES)
         self._readings = _Latest[tuple[Stamp, Reading]](MOST_EVALUATIONS)  # by the study's name
         self._found = _Latest[Recommendation | FaTuneError](MOST_ANSWERS)  # of single studies
-        self._answers = _Latest[A | FaTuneError](MOST_ANSWERS)
+        self._answers = _Latest[A | FaTuneError](MOST_ANSWERS)  # by the number of their stamps, which would be large
         self._checked = _Latest[bool](MOST_STUDIES)
 
     def study(self, name: str) -> tuple[Study, list[Evaluation]]:
@@ -69,7 +74,7 @@ class Memory(Generic[A]):
             NotFoundError: there is none of that name.
         """
         stamp = self._store.stamp(name)
-        return self._study(stamp), self.evaluations(stamp)
+        return self._study(stamp)[1], self.evaluations(stamp)
 
     def evaluations(self, stamp: Stamp) -> list[Evaluation]:
         """Of a study that grows only what is new is read."""
@@ -79,13 +84,12 @@ class Memory(Generic[A]):
             self._readings.put(stamp.name, (stamp, before), len(before.evaluations))
         return before.evaluations
 
-    def studies(self, model: str, stamps: tuple[Stamp, ...]) -> list[Study]:
-        """Of the model, newest first; without those that are deleted just now."""
+    def studies(self, model: str, stamps: tuple[Stamp, ...]) -> list[tuple[Stamp, Study]]:
+        """Of the model, newest first, each with its own stamp, which is another one where it was changed just now;
+        without those that are deleted just now."""
         if len([stamp for stamp in stamps if self._studies.get(stamp) is None]) > MOST_BY_NAME:
-            read = {study.spec.name: study for study in self._store.studies(model)}
-            for stamp in stamps:
-                if stamp.name in read:
-                    self._studies.put(stamp, read[stamp.name], 1)
+            for stamp, study in self._store.stamped_of(model):
+                self._studies.put(stamp, study, 1)
         found = []
         for stamp in stamps:
             with suppress(NotFoundError):
@@ -104,19 +108,22 @@ class Memory(Generic[A]):
 
     def known(self, question: Question, allow_nearest: bool, stamps: tuple[Stamp, ...]) -> A | None:
         """As `recommend`, where the answer is in memory; else None. Asks no store."""
-        known = self._answers.get((question, allow_nearest, stamps))
+        known = self._answers.get((question, allow_nearest, self._numbered(question.model, stamps)[1]))
         return None if known is None else _told(known)
 
     def recommend(self, question: Question, allow_nearest: bool = False, stamps: tuple[Stamp, ...] | None = None) -> A:
         """As `question.recommend`, as of the `stamps` of the model, which are asked for where none are given. No more
         is read where the same was asked before and nothing was changed since."""
         stamps = self.stamps(question.model) if stamps is None else stamps
-        key = question, allow_nearest, stamps
+        stamps, number = self._numbered(question.model, stamps)
+        key = question, allow_nearest, number
         if (known := self._answers.get(key)) is None:
             with self._working:  # those who ask the same at once wait for one answer
                 if (known := self._answers.get(key)) is None:
-                    known = self._worked_out(question, allow_nearest, stamps)
-                    if stamps:  # of a model without studies the answer hangs on the studies of others
+                    store = _AsOf(self, self._store, question.model, stamps)
+                    known = self._worked_out(question, allow_nearest, store)
+                    # of a model without studies the answer hangs on the studies of others
+                    if stamps and not store.is_newer:
                         self._answers.put(key, known, 1)
         return _told(known)
 
@@ -133,18 +140,28 @@ class Memory(Generic[A]):
             self._found.put(key, known, 1)
         return _told(known)
 
-    def _worked_out(self, question: Question, allow_nearest: bool, stamps: tuple[Stamp, ...]) -> A | FaTuneError:
-        store = _AsOf(self, self._store, question.model, stamps)
+    def _numbered(self, model: str, stamps: tuple[Stamp, ...]) -> tuple[tuple[Stamp, ...], int]:
+        """The stamps, which are the same objects each time, and the number that stands for them until they change. What
+        was answered under another number is not found again, and goes with what was not used lately."""
+        with self._numbering:
+            held = self._current.get(model)
+            if held is None or held[0] != stamps:
+                held = stamps, next(self._numbers)
+                self._current.put(model, held, len(stamps))
+            return held
+
+    def _worked_out(self, question: Question, allow_nearest: bool, store: _AsOf) -> A | FaTuneError:
         try:
             return self._render(recommend(store, question, allow_nearest, store.answer_of))
         except (NoMatchError, *REFUSALS) as refused:
             return refused.with_traceback(None)
 
-    def _study(self, stamp: Stamp) -> Study:
+    def _study(self, stamp: Stamp) -> tuple[Stamp, Study]:
+        """With its own stamp, as `studies`."""
         if (known := self._studies.get(stamp)) is None:
-            known = self._store.study(stamp.name)
+            stamp, known = self._store.stamped(stamp.name)
             self._studies.put(stamp, known, 1)
-        return known
+        return stamp, known
 
 
 class _AsOf:
@@ -154,9 +171,16 @@ class _AsOf:
         self._memory, self._store, self._model = memory, store, model
         self._stamps = {stamp.name: stamp for stamp in stamps}
         self._all = stamps
+        self.is_newer = False  # a study was changed since the stamps were read
 
     def studies(self, model: str | None = None) -> list[Study]:
-        return self._memory.studies(self._model, self._all) if model == self._model else self._store.studies(model)
+        if model != self._model:
+            return self._store.studies(model)
+        found = self._memory.studies(self._model, self._all)
+        for stamp, study in found:
+            self.is_newer |= self._stamps[study.spec.name] != stamp
+            self._stamps[study.spec.name] = stamp
+        return [study for _, study in found]
 
     def models(self) -> list[str]:
         return self._store.models()

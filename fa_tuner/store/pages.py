@@ -14,7 +14,7 @@ from fa_tuner.store import rows
 from fa_tuner.store.database import Database
 from fa_tuner.store.evaluations import EVALUATIONS, with_cases
 from fa_tuner.store.schema import evaluations, studies, workloads
-from fa_tuner.store.studies import STUDIES, of_model
+from fa_tuner.store.studies import STUDIES, newest_first, of_model, one
 
 # dates as the driver has them: they are only compared
 _STAMPS = (
@@ -61,7 +61,30 @@ def stamps(database: Database, by: Literal["model", "name"], wanted: str) -> tup
     """Newest first; every writing of a figure moves `updated`, and all that is said of a study is in its row."""
     if not rows.is_text(wanted):
         return ()
-    return tuple(Stamp(row[0], tuple(row)) for row in database.glance(_BY[by], {"wanted": wanted}))
+    return tuple(_stamp(row) for row in database.glance(_BY[by], {"wanted": wanted}))
+
+
+def stamped(connection: Connection, name: str) -> tuple[Stamp, Study]:
+    """A study with the stamp of what it is just here: between two transactions it might become what it was before.
+
+    Raises:
+        NotFoundError: there is none of that name.
+    """
+    study = one(connection, name)
+    (row,) = connection.execute(_BY["name"], {"wanted": name})
+    return _stamp(row), study
+
+
+def stamped_of(connection: Connection, model: str) -> list[tuple[Stamp, Study]]:
+    """As `stamped`, of a model; newest first."""
+    if not rows.is_text(model):
+        return []
+    found = map(_stamp, connection.execute(_BY["model"], {"wanted": model}))
+    return list(zip(found, newest_first(connection, model), strict=True))
+
+
+def _stamp(row: sa.Row[Any]) -> Stamp:
+    return Stamp(row[0], tuple(row))
 
 
 def study_page(

@@ -125,6 +125,20 @@ class Store:
         """Of the studies of a model, newest first."""
         return pages.stamps(self._database, "model", model)
 
+    def stamped(self, name: str) -> tuple[Stamp, Study]:
+        """A study and its stamp, of one moment.
+
+        Raises:
+            NotFoundError: there is no such study.
+        """
+        with self._database.reading() as connection:
+            return pages.stamped(connection, name)
+
+    def stamped_of(self, model: str) -> list[tuple[Stamp, Study]]:
+        """The studies of a model and their stamps, of one moment; newest first."""
+        with self._database.reading() as connection:
+            return pages.stamped_of(connection, model)
+
     def set_state(self, name: str, state: StudyState, reason: str = "") -> None:
         """Say how the study stands, and why.
 

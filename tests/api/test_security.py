@@ -18,7 +18,7 @@ from fa_tuner_api import create_app
 from fa_tuner_api.access import WRONG_KEYS, Throttle, is_loopback
 from fa_tuner_api.links import ROOT
 from fa_tuner_api.metrics import METHODS
-from fa_tuner_api.security import HEADERS, GuardedApp
+from fa_tuner_api.security import HEADERS, UNAVAILABLE, GuardedApp
 from fastapi import APIRouter
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -198,12 +198,15 @@ def ask(app: GuardedApp, method: str, url: str, **more: Any) -> httpx.Response:
     return asyncio.run(asked())
 
 
-def test_a_store_that_fails_opens_nothing(tmp_path: Any) -> None:
+def test_a_store_that_fails_opens_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """And whoever is not let in yet is not told where it is."""
     service = Service(create_app(ServiceSettings(storage="postgresql://root:hunter2secret@127.0.0.1:1/x")))
     for headers in ({}, bearer(WRONG), {"Cookie": f"fa_tune_session={WRONG}"}):
         for path in ("/readyz", "/metrics", "/nothing"):
             detail = problem(service.request("GET", path, headers=headers), 503, "store-unavailable")
-            assert "hunter2secret" not in detail
+            assert detail == UNAVAILABLE
+            assert "127.0.0.1:1/x" in caplog.text and "hunter2secret" not in caplog.text
+            caplog.clear()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import threading
 from typing import Any
 
 import fa_tuner_api.stills
+import httpx
 import numpy as np
 import pytest
 from fa_tuner_api.stills import Stills
@@ -121,6 +124,48 @@ def test_a_recommendation_links_to_its_evidence(service: Service, study: str) ->
     assert service.get(evidence["baseline_clip"]).content == b"clip of native"
     for link in (evidence["frames"], evidence["baseline_frames"]):
         assert service.get(link).status_code == 200
+
+
+def test_who_wants_pictures_keeps_nobody_else_waiting(
+    service: Service, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of each kind than there are threads for everything, none of which gets on."""
+    going_on = threading.Event()
+    begun: list[str] = []
+
+    def waiting(of: Any, name: str) -> None:
+        known = getattr(of, name)
+
+        def slow(*given: Any) -> Any:
+            begun.append(name)
+            assert going_on.wait(20)
+            return known(*given)
+
+        monkeypatch.setattr(of, name, slow)
+
+    for name in ("frames", "clip", "packed_frames", "put_image"):
+        waiting(Artifacts, name)
+    case = f"{study}/policies/{digest(POLICY)}/cases/0"
+    picture = io.BytesIO()
+    Image.fromarray(FRAMES[0]).save(picture, "png")
+
+    async def asked() -> None:
+        transport = httpx.ASGITransport(service.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            slow = [client.get(f"{case}/{part}") for _ in range(15) for part in ("frames/0", "clip", "frames")]
+            sent = {"content": picture.getvalue(), "headers": {"Content-Type": "image/png"}}
+            slow += [client.post("/api/v1/images", **sent) for _ in range(15)]  # type: ignore[arg-type]
+            waited = asyncio.gather(*slow)
+            try:
+                await asyncio.sleep(0.5)
+                for path in ("/readyz", study):
+                    assert (await asyncio.wait_for(client.get(path), 10)).status_code == 200
+                assert 0 < len(begun) <= fa_tuner_api.stills.MOST_AT_ONCE
+            finally:
+                going_on.set()
+            assert {answer.status_code for answer in await waited} == {200, 201}
+
+    asyncio.run(asked())
 
 
 @pytest.mark.parametrize("part", ["clip", "frames", "frames/0"])

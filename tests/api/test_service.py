@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+import anyio.to_thread
 import pytest
 from fa_tuner_api import create_app
 
@@ -25,6 +26,7 @@ def test_health_asks_no_database(settings: ServiceSettings, monkeypatch: pytest.
         raise AssertionError("the store was opened")
 
     monkeypatch.setattr(Store, "open", untouchable)
+    monkeypatch.setattr(anyio.to_thread, "run_sync", untouchable)  # nor waits for a thread
     response = Service(create_app(settings)).get("/healthz")
     assert (response.status_code, strict_json(response)) == (200, {"status": "ok"})
 

@@ -297,7 +297,8 @@ def test_models_are_those_of_studies(store: Store) -> None:
 
 @pytest.mark.parametrize("model", ["a\0b", "\ud800", "x" * 5000])
 def test_a_model_that_no_database_keeps_has_no_study(store: Store, model: str) -> None:
-    assert store.studies(model) == [] and store.stamps(model) == () and store.study_page(9, model=model).studies == ()
+    assert store.studies(model) == [] and store.stamps(model) == () and store.stamped_of(model) == []
+    assert store.study_page(9, model=model).studies == ()
 
 
 def test_a_study_is_found_by_its_id(store: Store) -> None:
@@ -335,6 +336,9 @@ def test_every_change_of_a_study_moves_its_stamp(store: Store, change: str) -> N
     assert store.stamp("first") != before and store.stamp("first").name == "first"
     assert store.stamp("second") == other
     assert set(store.stamps(a_workload().model)) == {store.stamp("first"), other}
+    both = store.stamped_of(a_workload().model)
+    assert both == [store.stamped(study.spec.name) for _, study in both]
+    assert both == [(stamp, store.study(stamp.name)) for stamp in store.stamps(a_workload().model)]
 
 
 def test_the_newest_baseline_of_the_same_workload_and_environment_is_found(store: Store) -> None:
@@ -384,6 +388,7 @@ WORKER = Worker.of_this_process()
 MISSING: dict[str, Callable[[Store, str], object]] = {
     "study": lambda store, name: store.study(name),
     "stamp": lambda store, name: store.stamp(name),
+    "stamped": lambda store, name: store.stamped(name),
     "is_checked": lambda store, name: store.is_checked(name),
     "evaluation_page": lambda store, name: store.evaluation_page(name, 5),
     "evaluation_of_digest": lambda store, name: store.evaluation_of_digest(name, "0" * 64),

@@ -171,6 +171,14 @@ class TestConstraint:
         with pytest.raises(UsageError, match=message):
             Constraint.parse(text)
 
+    @pytest.mark.parametrize(
+        "text", ["x" * 9000, "x" * 9000 + ">=1", "psnr_db<=" + "1" * 9000, "mae<=" + "-" * 9000, "mae<=" + "9" * 9000]
+    )
+    def test_what_is_refused_is_told_in_short(self, text: str) -> None:
+        with pytest.raises(UsageError) as refused:
+            Constraint.parse(text)
+        assert len(str(refused.value)) < 300
+
     @given(st.sampled_from(METRICS), st.floats(allow_nan=False, allow_infinity=False))
     def test_what_is_written_is_read_back(self, metric: str, value: float) -> None:
         constraint = Constraint(metric, ">=" if metric in HIGHER_IS_BETTER else "<=", value)

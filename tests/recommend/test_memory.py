@@ -50,11 +50,14 @@ class Counting:
         version = self.held[name][2] + 1 if name in self.held else 0
         self.held[name] = Study(spec, "finished", now, now, baseline=Baseline(100.0, 1.0, 1.0)), [made], version
 
-    def study(self, name: str) -> Study:
+    def stamped(self, name: str) -> tuple[Stamp, Study]:
         self.asked["study"] += 1
         if name not in self.held:
             raise NotFoundError(name)
-        return self.held[name][0]
+        return Stamp(name, self.held[name][2]), self.held[name][0]
+
+    def stamped_of(self, model: str) -> list[tuple[Stamp, Study]]:
+        return [(Stamp(s.spec.name, self.held[s.spec.name][2]), s) for s in self.studies(model)]
 
     def studies(self, model: str | None = None) -> list[Study]:
         self.asked["studies"] += 1
@@ -239,3 +242,48 @@ def test_a_study_deleted_meanwhile_is_passed_over(store: Counting) -> None:
     stamps = kept.stamps("wan")
     del store.held["one"]
     assert kept.recommend(Question("wan"), stamps=stamps).study.spec.name == "two"
+
+
+@pytest.mark.parametrize("others", [0, memory.MOST_BY_NAME])
+def test_a_stamp_that_comes_again_stands_for_what_it_stood_for(
+    store: Counting, monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """A study that runs for as long as it is read, and is finished before and after."""
+    for number in range(others):
+        store.add(f"study {number}", relative=0.95)
+    finished = store.held["one"]
+
+    def while_it_runs(known: Any) -> Any:
+        def read(self: Counting, which: str) -> Any:
+            self.held["one"] = replace(finished[0], state="running"), *finished[1:2], finished[2] + 1
+            try:
+                return known(self, which)
+            finally:
+                self.held["one"] = finished
+
+        return read
+
+    kept = Memory(store, same)
+    with monkeypatch.context() as meanwhile:
+        for name in ("stamped", "stamped_of"):
+            meanwhile.setattr(Counting, name, while_it_runs(getattr(Counting, name)))
+        assert kept.study("one")[0].state == "running"
+        passing = kept.recommend(Question("wan"))
+    lasting = kept.recommend(Question("wan"))
+    assert lasting == Memory(store, same).recommend(Question("wan")) != passing
+    assert kept.study("one")[0].state == "finished"
+
+
+def test_what_many_questions_take_does_not_grow_with_the_studies(store: Counting) -> None:
+    for number in range(50):
+        store.add(f"study {number}")
+    kept: Any = Memory(store, same)
+    for steps in range(100, 200):
+        with pytest.raises(NotFoundError):
+            kept.recommend(Question("wan", steps=steps))
+    assert len(kept._answers._kept) == 100
+    assert all(isinstance(number, int) for _, _, number in kept._answers._kept)
+    for bound in range(30, 40):
+        kept.recommend(Question("wan", Requirement((Constraint.parse(f"psnr_db>={bound}"),))))
+    ((current, _),) = [held for held, _ in kept._current._kept.values()]
+    assert {id(stamp) for stamp, *_ in kept._found._kept} <= {id(stamp) for stamp in current}
