@@ -12,7 +12,8 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from fa_tuner.domain.errors import FaTuneError, NotFoundError
 from fa_tuner.domain.job import Job
@@ -24,6 +25,7 @@ from .backing import Backed, Backing, StudyId
 from .links import ROOT
 from .problems import problems
 from .security import GuardedApp
+from .slow import sent
 
 MOST_STREAMS = 64  # at once; each looks at the store once a second
 LOOK_SECONDS = 1.0
@@ -65,8 +67,8 @@ async def events(
 
 
 class _Counted(StreamingResponse):
-    """Takes one of the places for as long as it is answered, however that ends; nothing can come between its look for
-    a place and its taking it."""
+    """Takes one of the places for as long as it is answered and the client takes the answer; nothing can come between
+    its look for a place and its taking it."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: GuardedApp = scope["app"]
@@ -74,9 +76,18 @@ class _Counted(StreamingResponse):
             raise HTTPException(
                 429, f"{MOST_STREAMS} clients listen already; ask for the study itself", {"Retry-After": "10"}
             )
+
+        async def timely(message: Message) -> None:
+            try:
+                await sent(send, message)
+            except TimeoutError:
+                raise ClientDisconnect from None
+
         app.streams += 1
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, timely)
+        except ClientDisconnect:
+            pass  # the server closes the connection, since the answer has no end
         finally:
             app.streams -= 1
 

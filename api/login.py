@@ -11,6 +11,8 @@ from fastapi.responses import HTMLResponse
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from .slow import received
+
 PATH = "/login"
 FORM = "application/x-www-form-urlencoded"
 MOST_BYTES = 1024  # of the form; a key has 47 characters
@@ -65,10 +67,14 @@ def is_form(method: str, path: str, headers: Headers) -> bool:
 
 
 async def sent_key(receive: Receive) -> str | None:
-    """The key in a form's body, empty where it has none; None for a body that is larger than any form of ours."""
+    """The key in a form's body, empty where it has none; None for a body that is larger than any form of ours.
+
+    Raises:
+        TimeoutError: nothing more came.
+    """
     body, more = b"", True
     while more and len(body) <= MOST_BYTES:
-        message = await receive()
+        message = await received(receive)
         body += message.get("body", b"")
         more = message.get("more_body", False)
     if len(body) > MOST_BYTES:

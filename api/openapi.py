@@ -11,7 +11,7 @@ from .fields import never_null
 from .problems import MEDIA_TYPE
 
 HEALTH = "/healthz"  # which nothing guards
-GUARDED = (400, 401, 403, 413, 429)  # what the guard may answer before any other route is looked for
+GUARDED = (400, 401, 403, 408, 413, 429)  # what the guard may answer before any other route is looked for
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 
 

@@ -23,12 +23,14 @@ from fa_tuner.domain.errors import FaTuneError, outcome
 from fa_tuner.settings import ServiceSettings
 from fa_tuner.store.keys import Scope as KeyScope
 
+from . import slow
 from .access import Access, Caller, Credentials, TooManyWrongKeys, WrongKey, address_of, is_loopback
 from .links import IMAGES
 from .login import MOST_BYTES, is_form, login_form, message_for, sent_key, wants_form
 from .metrics import Metered, Metrics
 from .openapi import HEALTH, complete
 from .problems import problem
+from .slow import received
 from .turns import Turns
 
 log = logging.getLogger("uvicorn.error")  # the server's
@@ -123,12 +125,12 @@ class Guard:
             await problem(status, kind, UNAVAILABLE)(scope, receive, send_guarded)
         else:
             try:
-                await self.app(scope, body.receive, body.unless_exceeded(send_guarded))
+                await self.app(scope, body.receive, body.unless_refused(send_guarded))
             except Exception:
-                if not body.exceeded:
+                if body.refused is None:
                     raise
-            if body.exceeded and not body.answered:
-                await problem(413, "content-too-large", _too_large(cap))(scope, receive, send_guarded)
+            if body.refused is not None and not body.answered:
+                await _answer(body.refused, scope)(scope, receive, send_guarded)
 
     async def _admitted(self, scope: Scope, receive: Receive, cap: int) -> Caller:
         """
@@ -145,7 +147,11 @@ class Guard:
         if method not in SAFE and (origin is not None or (given.session and not given.secret)):
             self._check_origin(origin, f"{scope['scheme']}://{headers['host']}")
         if given.secret is None and is_form(method, path, headers):
-            if (sent := await sent_key(receive)) is None:
+            try:
+                sent = await sent_key(receive)
+            except TimeoutError:
+                raise _too_slow() from None
+            if sent is None:
                 raise Refused(413, "content-too-large", f"a form to log in may have up to {MOST_BYTES} bytes")
             given = replace(given, secret=sent)
         caller = await self._caller(given, scope, host)
@@ -156,7 +162,7 @@ class Guard:
             )  # fmt: skip
         length = headers.get("content-length", "")
         if len(length) > 15 or (length.isdecimal() and int(length) > cap):
-            raise Refused(413, "content-too-large", _too_large(cap))
+            raise _too_large(cap)
         return caller
 
     async def _caller(self, given: Credentials, scope: Scope, host: str) -> Caller:
@@ -218,23 +224,33 @@ class Guard:
 
 
 class _Body:
-    """Counts a body of unknown length as it comes. What is answered after it was too large is dropped."""
+    """Counts a body of unknown length as it comes. What is answered after it was too large or too slow is dropped."""
 
     def __init__(self, receive: Receive, cap: int) -> None:
-        self.exceeded = self.answered = False
+        self.refused: Refused | None = None
+        self.answered = self._whole = False
         self._receive, self._cap, self._received = receive, cap, 0
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        if self._whole:  # what comes then is that the client leaves, and it may stay
+            return await self._receive()
+        try:
+            message = await received(self._receive)
+        except TimeoutError:
+            raise self._no(_too_slow()) from None
+        self._whole = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
         if self._received > self._cap:
-            self.exceeded = True
-            raise HTTPException(413)  # which no framework takes for an error of its own
+            raise self._no(_too_large(self._cap))
         return message
 
-    def unless_exceeded(self, send: Send) -> Send:
+    def _no(self, refused: Refused) -> HTTPException:
+        self.refused = refused
+        return HTTPException(refused.status)  # which no framework takes for an error of its own
+
+    def unless_refused(self, send: Send) -> Send:
         async def sent(message: Message) -> None:
-            if self.answered or not self.exceeded:
+            if self.answered or self.refused is None:
                 self.answered = True
                 await send(message)
 
@@ -248,8 +264,14 @@ def scope_for(method: str, path: str) -> KeyScope:
     return "read" if method in SAFE or path in READERS_TOO else "write"
 
 
-def _too_large(cap: int) -> str:
-    return f"a body may have up to {cap} bytes; `max_body_kb`, and `max_image_kb` for a picture, set how many"
+def _too_large(cap: int) -> Refused:
+    detail = f"a body may have up to {cap} bytes; `max_body_kb`, and `max_image_kb` for a picture, set how many"
+    return Refused(413, "content-too-large", detail)
+
+
+def _too_slow() -> Refused:
+    detail = f"nothing more of the body came for {slow.SECONDS:g} seconds"
+    return Refused(408, "request-timeout", detail, {"Connection": "close"})
 
 
 def _answer(refused: Refused, scope: Scope) -> Response:

@@ -20,6 +20,7 @@ from .app import create_app
 from .security import GuardedApp
 
 GRACE_SECONDS = 10  # for what is being answered, after a signal
+MOST_CONNECTIONS = 512  # in many places a process may have 1024 files open; who comes then gets 503, from uvicorn
 # how long a thread that computes keeps the others waiting: short answers are not to wait for a long one
 SWITCH_SECONDS = 0.001
 
@@ -49,7 +50,7 @@ def serve(
         # uvicorn's log: what went wrong, to stderr, without addresses and queries of the requests
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, ws="none",
-            timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS, limit_concurrency=MOST_CONNECTIONS,
         )  # fmt: skip
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

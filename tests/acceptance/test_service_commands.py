@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import httpx
 import pytest
+from fa_tuner_api.serving import MOST_CONNECTIONS
 
 from tests.support.command import FaTune
 
@@ -75,6 +77,15 @@ def test_hosts_origins_and_sizes_over_a_socket(fa_tune: FaTune) -> None:
     ):
         assert answer.status_code == status, answer.text
         assert status == 200 or answer.headers["content-type"] == "application/problem+json"
+
+
+def test_only_so_many_are_connected_at_once(fa_tune: FaTune) -> None:
+    address = served(fa_tune.start("serve", "--port", "0"))
+    with ExitStack() as idle:
+        for _ in range(MOST_CONNECTIONS):
+            idle.enter_context(socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10))
+        assert httpx.get(f"{address}/healthz").status_code == 503
+    assert httpx.get(f"{address}/healthz").status_code == 200
 
 
 def test_elsewhere_it_wants_a_key(fa_tune: FaTune) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import fa_tuner_api.access
 import fa_tuner_api.events
+import fa_tuner_api.slow
 import pytest
 
 from fa_tuner.domain.study import study_id
@@ -280,6 +281,21 @@ def test_only_so_many_are_let_in_where_more_come_together(
 
     statuses = asyncio.run(asyncio.wait_for(all_together(), 20))
     assert sorted(statuses) == [200] * 5 + [429] * 25
+    assert service.app.streams == 0  # type: ignore[attr-defined]
+
+
+def test_who_does_not_read_loses_its_place(service: Service, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa_tuner_api.slow, "SECONDS", 0.2)
+
+    class Unread(Stream):
+        async def _send(self, message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(60)
+            await super()._send(message)
+
+    with Unread(service.app, f"{add_study(store, 's')}/events") as stream:
+        assert stream.rest(5) == []
+        assert stream.status == 200
     assert service.app.streams == 0  # type: ignore[attr-defined]
 
 

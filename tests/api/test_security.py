@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fa_tuner_api.access
+import fa_tuner_api.slow
 import httpx
 import hypothesis
 import pytest
+import uvicorn
 from fa_tuner_api import create_app
 from fa_tuner_api.access import WRONG_KEYS, Throttle, is_loopback
 from fa_tuner_api.links import ROOT
@@ -454,6 +460,64 @@ def test_bodies_have_a_cap(settings: ServiceSettings, path: str) -> None:
     for length in ("9" * 5000, "2049"):
         answer = service.request("POST", path, content=pieces(0), headers={"Content-Length": length})
         problem(answer, 413, "content-too-large")
+
+
+# --- slow clients -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def over_a_socket(app: GuardedApp, **more: Any) -> Iterator[int]:
+    """A server in a thread of its own; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", **more))
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def said_to(port: int, *pieces: bytes, pause: float = 0.0) -> tuple[bytes, bytes]:
+    """Head and body of what the server answers to these pieces until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(pause)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return head, body
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 9", b"Transfer-Encoding: chunked"])
+def test_who_sends_no_more_is_told_so(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, length: bytes
+) -> None:
+    monkeypatch.setattr(fa_tuner_api.slow, "SECONDS", 0.4)
+    form = b"Content-Type: application/x-www-form-urlencoded"
+    picture, document = b"Content-Type: image/png", b"Content-Type: application/json"
+    with over_a_socket(with_a_mount(create_app(settings))) as port:
+        for path, kind in (
+            (b"/echo", document), (b"/mounted/inside", document), (b"/login", form),
+            (b"/api/v1/studies", document), (b"/api/v1/images", picture),
+        ):  # fmt: skip
+            head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\n%b\r\n%b\r\n\r\n" % (path, kind, length)
+            status, body = said_to(port, head, b"1" if b"Length" in length else b"1\r\n1\r\n")
+            assert status.startswith(b"HTTP/1.1 408 ") and b"application/problem+json" in status, (path, status)
+            assert json.loads(body)["type"] == "urn:fa-tune:request-timeout"
+
+
+def test_who_sends_slowly_is_served(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa_tuner_api.slow, "SECONDS", 0.5)
+    head = b"POST /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: 8\r\n\r\n"
+    with over_a_socket(with_a_mount(create_app(settings))) as port:
+        status, body = said_to(port, head, *[b"x"] * 8, pause=0.1)
+    assert status.startswith(b"HTTP/1.1 200 ") and body == b"8"
 
 
 # --- what every answer says ---------------------------------------------------------------------------------------
