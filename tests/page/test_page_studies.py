@@ -138,7 +138,7 @@ def test_points_by_keyboard(visit: Visit, service: Served) -> None:
     page.wait_for_url(f"**/{place_of('tiny', ids[0])}")
     page.go_back()
     page.wait_for_url(f"**/{place_of('tiny')}")
-    page.wait_for_function(f"{focused} === '{ids[0]}'")  # where it was left
+    expect(page.locator(f'.plot a[data-policy="{ids[0]}"]')).to_be_focused()  # where it was left
 
 
 def test_the_heat_map(visit: Visit, service: Served) -> None:
