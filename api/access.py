@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,6 +82,10 @@ class Access:
                 self._database = Database.open(self._url)
             return self._database
 
+    def version(self) -> Hashable | None:
+        """As the database's; opens none."""
+        return self._database.version() if self._database is not None else None
+
     @property
     def keys(self) -> Keys:
         return Keys(self.database)
@@ -109,9 +113,9 @@ class Access:
         self._asked = time.monotonic()
         return self._created
 
-    def was_right(self, secret: str) -> bool:
-        """Whether it was that of a key when it was last asked for."""
-        return _digest(secret) in self._right
+    def was_right(self, secret: str) -> bytes | None:
+        """Its digest, where it was that of a key when it was last asked for."""
+        return digest if (digest := _digest(secret)) in self._right else None
 
     def identify(self, given: Credentials, address: str) -> Caller | None:
         """Who that is; None for nobody. A session that has ended is nobody, not an attempt to guess one.

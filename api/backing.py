@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Self
@@ -58,7 +59,7 @@ class Backing:
         self._artifacts: Artifacts | None = None
         self.stills = Stills(lambda *name: self.artifacts.frames(*name))
         self.few = FewAtOnce()
-        self._stamps = Turns[tuple[Any, ...]]()
+        self._stamps = Turns[tuple[Any, ...]](self.version)
 
     @property
     def database(self) -> Database:
@@ -70,6 +71,10 @@ class Backing:
             if self._database is None:
                 self._database = Database.open(self.settings.url)
             return self._database
+
+    def version(self) -> Hashable | None:
+        """As the database's; opens none."""
+        return self._database.version() if self._database is not None else None
 
     @property
     def store(self) -> Store:

@@ -91,7 +91,7 @@ class Guard:
         self._near = is_loopback(settings.host)
         self._names = {name.lower().strip("[]") for name in (settings.host, *settings.allowed_hosts)}
         self._touching: set[str] = set()
-        self._identifying = Turns[Caller | None]()
+        self._identifying = Turns[Caller | None](access.version)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -191,9 +191,11 @@ class Guard:
     async def _identified(self, given: Credentials, address: str) -> Caller | None:
         """As `Access.identify`; who brings the same key at once is looked up once, but each guess at one counts."""
         look = partial(self.access.identify, given, address)
-        if given.secret is not None and not self.access.was_right(given.secret):
+        if given.secret is None:
+            return await self._identifying.get((given, address), look, keep=False)  # a session ends by itself
+        if (digest := self.access.was_right(given.secret)) is None:
             return await run_in_threadpool(look)
-        return await self._identifying.get((given, address), look)
+        return await self._identifying.get((digest, address), look)
 
     def _touch(self, caller: Caller) -> None:
         key = caller.key

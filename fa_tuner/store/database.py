@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from fa_tuner.domain.errors import StoreError
 from fa_tuner.store.failures import shown, told
 from fa_tuner.store.schema import VERSION_TABLE
+from fa_tuner.store.watch import Watch
 
 HEAD = "0004"  # the newest migration; alembic is loaded only where the database says otherwise
 CONNECT_SECONDS = 10
@@ -40,6 +41,7 @@ class Database:
         # All statements of one reading see one moment; in SQLite every transaction does.
         self._reader = engine if self._is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         self._writer = engine.execution_options(fa_tune_writes=True)
+        self._watch = Watch(engine) if self._is_sqlite else None
         self._fence: Callable[[Connection], None] | None = None
 
     def fenced(self, fence: Callable[[Connection], None]) -> Self:
@@ -98,6 +100,11 @@ class Database:
                     raise
                 return self._glanced(statement, values)  # the server was restarted; its old connections are gone now
 
+    def version(self) -> Hashable | None:
+        """Equal to an earlier one where nobody committed anything between the two; None where only waiting
+        would tell."""
+        return self._watch.version() if self._watch is not None else None
+
     def _glanced(self, statement: sa.Select[Any], values: dict[str, Any]) -> Sequence[sa.Row[Any]]:
         with self._glances.connect() as connection:
             return connection.execute(statement, values).all()
@@ -132,6 +139,8 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
         self._glances.dispose()
+        if self._watch is not None:
+            self._watch.close()
 
     def _prepare(self) -> None:
         with self.reading() as connection:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import fa_tuner_api.access
@@ -303,6 +304,21 @@ def test_a_revoked_key_ends_its_sessions_at_once(service: Service, keys: Keys) -
     keys.revoke(key.id)
     for session in (first, second):
         problem(service.request("GET", "/readyz", headers=session), 401, "unauthorized")
+
+
+def test_a_session_ends_by_itself(service: Service, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    key, _ = keys.create("ann", "read")
+    keys.touch(key.id)  # so that nothing is written below
+    session = {"Cookie": f"{fa_tuner_api.access.COOKIE}={keys.start_session(key.id, 3600)}"}
+    for _ in range(2):
+        assert service.request("GET", "/readyz", headers=session).status_code == 200
+    monkeypatch.setattr("fa_tuner.store.keys.datetime", Tomorrow)
+    problem(service.request("GET", "/readyz", headers=session), 401, "unauthorized")
 
 
 def test_another_login_ends_the_former_session(service: Service, keys: Keys) -> None:

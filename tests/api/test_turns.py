@@ -67,6 +67,45 @@ def test_other_keys_have_turns_of_their_own() -> None:
     asyncio.run(asking())
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_answer_stands_while_the_version_does(keep: bool) -> None:
+    async def asking() -> list[int]:
+        version: list[int | None] = [1]
+        turns, source = Turns[int](lambda: version[0]), Source()
+        source.answer(9)
+        answers = []
+        for version[0] in (1, 1, 2, 2, None, None):
+            answers.append(await turns.get("a", source, keep))
+        return answers
+
+    assert asyncio.run(asking()) == ([1, 1, 2, 2, 3, 4] if keep else [1, 2, 3, 4, 5, 6])
+
+
+def test_what_changes_during_a_turn_is_asked_for_again() -> None:
+    async def asking() -> list[int]:
+        version = [1]
+        turns, source = Turns[int](lambda: version[0]), Source()
+        (early,) = await soon(turns.get("a", source))
+        await source.begun(1)
+        version[0] = 2
+        source.answer(2)
+        return [await early, await turns.get("a", source), await turns.get("a", source)]
+
+    assert asyncio.run(asking()) == [1, 2, 2]
+
+
+def test_only_so_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fa_tuner_api.turns.MOST_KEPT", 2)
+
+    async def asking() -> None:
+        turns = Turns[int](lambda: 1)
+        for number in range(9):
+            assert await turns.get(number, lambda number=number: number) == number  # type: ignore[misc]
+            assert len(turns._kept) <= 2
+
+    asyncio.run(asking())
+
+
 def test_a_failure_is_everyones_and_ends_with_its_turn() -> None:
     async def asking() -> None:
         turns = Turns[int]()

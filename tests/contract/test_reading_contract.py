@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +17,7 @@ from fa_tuner.domain.policy import SkipPolicy
 from fa_tuner.domain.study import Evaluation
 from fa_tuner.store import evaluations
 from fa_tuner.store.repository import Store
+from fa_tuner.store.schema import studies
 from tests.contract import test_store_contract as contract
 from tests.contract.test_store_contract import a_spec, a_workload, an_evaluation, qualities
 
@@ -118,6 +122,37 @@ def test_a_study_without_evaluations_and_one_that_is_gone(store: Store) -> None:
     store.delete_study("second")
     with pytest.raises(NotFoundError, match="second"):
         store.reading("second", later)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_the_version_is_another_after_every_commit_and_only_then(store: Store, url: str) -> None:
+    database = store._database
+    with Store.open(url) as other:
+        seen = [database.version()]
+        for number, writer in enumerate((store, other) * 3):  # one's own commits, too
+            writer.stamp("first"), writer.evaluations("first")
+            assert database.version() == seen[-1]
+            with writer._database.writing() as connection:
+                connection.execute(sa.update(studies).values(updated=datetime(2026, 1, 1 + number, tzinfo=UTC)))
+                assert database.version() == seen[-1]  # nor does it wait for who writes
+            seen.append(database.version())
+        assert None not in seen and len(set(seen)) == len(seen)
+        database.close()
+        assert database.version() not in seen  # of another connection
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_no_version_is_told_where_it_would_have_to_wait(store: Store, url: str) -> None:
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+        store._database.engine.dispose()
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("BEGIN IMMEDIATE")
+        assert store._database.version() is None
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_postgresql_tells_no_version(store: Store) -> None:
+    assert store._database.version() is None
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)  # a server that can close one
