@@ -74,6 +74,8 @@ def schema_of(found: dict[str, Any], *modes: schemathesis.GenerationMode) -> Any
     schema = schemathesis.openapi.from_dict(found)
     schema.config.generation.with_security_parameters = False  # the keys are ours
     schema.config.generation.modes = list(modes)
+    rejected = schema.config.checks.negative_data_rejection
+    rejected.expected_statuses = [*rejected.expected_statuses, "413"]  # what is too long is refused before it is read
     return schema
 
 
