@@ -55,7 +55,7 @@ def serve(
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = _Server(config, app, lambda: announce(address))
-        with _workers(settings, say) if with_worker else Processes([], {}, say) as workers:
+        with _workers(settings, say) if with_worker else Processes([], settings, say) as workers:
 
             def ended(_signal: int, _frame: FrameType | None) -> None:
                 server.stop()
@@ -71,9 +71,7 @@ def serve(
 def _workers(settings: ServiceSettings, say: Callable[[str], None]) -> Processes:
     """One for each device that `FA_TUNE_DEVICES` names, or one that has what this process sees."""
     devices = parse_devices(load(WorkerSettings, {}).devices)
-    return Processes(
-        devices or [None], {"FA_TUNE_STORAGE": settings.url, "FA_TUNE_ARTIFACTS": settings.artifact_root}, say
-    )
+    return Processes(devices or [None], settings, say)
 
 
 class _Server(uvicorn.Server):

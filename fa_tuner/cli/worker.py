@@ -55,7 +55,7 @@ def _supervise(settings: WorkerSettings) -> None:
     found = parse_devices(settings.devices)
     Database.open(settings.url).close()  # what is wrong with it is said once, and one process migrates it
     asked = False
-    with Processes(found, {"FA_TUNE_STORAGE": settings.url, "FA_TUNE_ARTIFACTS": settings.artifact_root}, _say) as all_:
+    with Processes(found, settings, _say) as all_:
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
             nonlocal asked

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fa_tuner.domain.errors import UsageError
+from fa_tuner.settings import StoreSettings
 
 PARENT = "FA_TUNE_WORKER_PARENT"  # the process that started the worker, and without which it ends
 DEVICE = "FA_TUNE_WORKER_DEVICE"
@@ -63,14 +64,13 @@ def parse_devices(texts: Sequence[str]) -> list[Device]:
 
 
 class Processes:
-    """`fa-tune worker` in a process for each device, for as long as the block runs; a device of None is whatever the
-    process sees. One that ends by itself is started again after `RESTART_SECONDS`. At the block's end each is asked to
-    stop after its running policy, and waited for."""
+    """`fa-tune worker` in a process for each device, for as long as the block runs, on the store of the `settings`; a
+    device of None is whatever the process sees. One that ends by itself is started again after `RESTART_SECONDS`. At
+    the block's end each is asked to stop after its running policy, and waited for."""
 
-    def __init__(
-        self, devices: Sequence[Device | None], environment: Mapping[str, str], say: Callable[[str], None]
-    ) -> None:
-        self._devices, self._environment, self._say = devices, environment, say
+    def __init__(self, devices: Sequence[Device | None], settings: StoreSettings, say: Callable[[str], None]) -> None:
+        self._devices, self._say = devices, say
+        self._environment = {"FA_TUNE_STORAGE": settings.url, "FA_TUNE_ARTIFACTS": settings.artifact_root}
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._asked: set[int] = set()  # the process ids of those that know that they are to stop
         self._ending = False  # no Event: a signal may come while its lock is held

@@ -108,7 +108,7 @@ def test_one_that_is_killed_is_started_again(
 ) -> None:
     monkeypatch.setattr(processes, "RESTART_SECONDS", 0.1)
     said: list[str] = []
-    with Processes([None], {"FA_TUNE_STORAGE": yard.url}, said.append):
+    with Processes([None], yard.settings, said.append):
         wait_for(lambda: len(living(yard)) == 1)
         (child,) = psutil.Process().children()
         child.send_signal(signal.SIGKILL)
@@ -130,7 +130,7 @@ def test_one_that_cannot_be_started_is_tried_again(yard: Yard, monkeypatch: pyte
         return original(*arguments, **named)
 
     monkeypatch.setattr(processes.subprocess, "Popen", popen)
-    with Processes([None], {"FA_TUNE_STORAGE": yard.url}, said.append):
+    with Processes([None], yard.settings, said.append):
         wait_for(lambda: len(living(yard)) == 1)
         psutil.Process().children()[0].send_signal(signal.SIGKILL)
         wait_for(lambda: len(said) == 2 and len(living(yard)) == 1)
